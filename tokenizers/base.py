@@ -10,11 +10,11 @@ import importlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self, TypeAlias
 
 import numpy as np
 import xxhash
@@ -36,7 +36,15 @@ class Waveform:
     sample_rate_hz: int
 
 
-Raw = "str | Image | Waveform | bytes"
+Progress = Callable[[str, float], None]
+"""How a long fit tells where it is: a message, and the share done so far, 0..1."""
+
+
+def ignore(message: str, fraction: float) -> None:
+    """Show no progress."""
+
+
+Raw: TypeAlias = "str | Image | Waveform | bytes"
 """A raw sample: text, an RGB picture, mono sound, or bytes, by the tokenizer's modality."""
 
 
@@ -120,12 +128,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder}: no tokenizer here (config.json is missing); make one with `plait fit`"
         ) from None
     except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{folder}/config.json: not a tokenizer's configuration: {error}") from None
+        raise ConfigError(
+            f"{folder}/config.json: not a tokenizer's configuration: {error}"
+        ) from None
     if match is None:
         raise ConfigError(f'{folder}/config.json: "kind" should name a tokenizer, as "text:Text"')
     cls = _find_class(match[1], match[2], folder)
     known = {"config.json", "report.json"}
-    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in known}
+    files = {
+        p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in known
+    }
     return cls.from_files(config, files)
 
 
