@@ -93,6 +93,13 @@ class Vocabulary:
                 return info
         raise ConfigError(f"no tokenizer {name!r}; there is {[t.name for t in self.tokenizers]}")
 
+    def name_of(self, fingerprint: str) -> str:
+        """The name in this vocabulary of the tokenizer with that fingerprint."""
+        for info in self.tokenizers:
+            if info.fingerprint == fingerprint:
+                return info.name
+        raise ConfigError(f"no tokenizer with fingerprint {fingerprint}")
+
     def start(self, name: str) -> int:
         """First global id of a tokenizer's range."""
         return self._starts[self.info(name).name]

@@ -77,6 +77,14 @@ class Tokenizer(ABC):
     splittable: ClassVar[bool] = True
     """Whether a span may be cut at a multiple of its width (text, speech), or never (an image)."""
     vocab_size: int
+    span_length: int | None = None
+    """Tokens of every span, where that is fixed: an image is exactly its grid."""
+    width: int = 1
+    """Tokens in a row of the grid; a span may end, or be cut, only at a multiple of it."""
+
+    def allowed(self, position: int) -> range:
+        """The local ids that may stand at a position of a span, counted from 0."""
+        return range(self.vocab_size)
 
     @abstractmethod
     def encode_batch(self, samples: Sequence) -> list[Encoded]:

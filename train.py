@@ -1,0 +1,441 @@
+"""The one training entrypoint: `plait train RUN.toml --data STREAM --out RUN [--key value]`.
+
+A step is a pure function of its number: batch, noise and learning rate follow from (config, step).
+A checkpoint therefore holds weights, optimizer moments, the step and the sums behind the next log
+line, and a run that was killed anywhere and started again by the same command is bit-equal to one
+that was not.
+
+A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
+`metrics.jsonl`, `resumed.jsonl` and `checkpoints/step-N/`.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+
+from plait.models import checkpoint, flops, optimizer
+from plait.models.config import ModelConfig
+from plait.models.decoder import Decoder
+from plait.models.optimizer import OptimizerConfig
+from plait.models.plan import Plan
+from plait.pipeline import config as toml
+from plait.pipeline.batch import Batch
+from plait.pipeline.environment import describe_environment
+from plait.pipeline.loader import Loader
+from plait.pipeline.meters import Clock, Line, Meters, progress_line
+from plait.pipeline.rows import Rows
+from plait.pipeline.stream import Stream
+from plait.pipeline.vocabulary import Vocabulary
+from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
+
+PRESETS = Path(__file__).resolve().parent / "models" / "presets"
+MAY_CHANGE = ("steps", "out", "log.", "checkpoint.", "dry_run")
+"""Keys that a resumed run may be given anew; more `steps` stretch the learning-rate curve."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """How documents become batches."""
+
+    seq_len: int = 512
+    """Tokens in a row."""
+    batch_size: int = 4
+    """Rows in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches in a step."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """best_fit keeps documents and images whole; concat cuts at row ends and wastes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss on documents that are never trained on."""
+
+    share: float = 0.05
+    """Share of the documents held out, chosen by the seed; 0 is off."""
+    every: int = 100
+    """Steps between validations; there is always one after the last step."""
+    batches: int = 16
+    """Batches of one validation, always the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saved state."""
+
+    every: int = 100
+    """Steps between checkpoints; there is always one after the last step."""
+    keep: int = 2
+    """How many of the newest are kept; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl and of the terminal."""
+    tensorboard: bool = False
+    """Also write RUN/tensorboard (needs the extra plait[tensorboard])."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run; one TOML file, in which each option below is a key."""
+
+    data: tuple[str, ...] = ()
+    """One stream or more (folders that `plait shard` wrote)."""
+    weights: tuple[float, ...] = ()
+    """Shares of the rows that come from each stream; by their size when empty."""
+    out: str = ""
+    """The run's folder; if it holds a run already, that one is resumed."""
+    preset: str = ""
+    """Name of the file that the run started from."""
+    steps: int = 300
+    """Optimizer steps."""
+    seed: int = 0
+    """Of weights, order, validation split and noise."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; bf16 autocast on a GPU, fp32 on a CPU."""
+    dry_run: bool = False
+    """Print sizes and FLOPs by modality, and stop."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in {
+            "steps": self.steps,
+            "rows.seq_len": self.rows.seq_len,
+            "rows.batch_size": self.rows.batch_size,
+            "rows.accumulate": self.rows.accumulate,
+            "validation.every": self.validation.every,
+            "validation.batches": self.validation.batches,
+            "checkpoint.every": self.checkpoint.every,
+            "log.every": self.log.every,
+        }.items():
+            if value < 1:
+                raise ConfigError(f"{name}: should be at least 1, not {value}")
+        if not 0 <= self.validation.share < 1:
+            raise ConfigError(f"validation.share: from 0 to below 1, not {self.validation.share}")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`plait train`: options override the TOML file or preset that stands first."""
+    run = Run(read_config(argv))
+    if run.config.dry_run:
+        print(run.describe())
+    else:
+        run.train()
+    return 0
+
+
+def read_config(argv: Sequence[str]) -> RunConfig:
+    """The run's configuration: its file (or a preset's name), then the options."""
+    names = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    first, *rest = argv or ["--help"]
+    if first in ("-h", "--help"):
+        print(f"The first argument is a TOML file or a preset: {', '.join(names)}.\n")
+        tyro.cli(RunConfig, args=["--help"], prog="plait train RUN.toml")
+    path = Path(first) if first.endswith(".toml") else PRESETS / f"{first}.toml"
+    if not path.is_file():
+        raise ConfigError(f"{first}: no such file or preset; the presets are {', '.join(names)}")
+    table = toml.read_toml(path)
+    config = toml.build(RunConfig, {"preset": path.stem, **table}, str(path))
+    return tyro.cli(RunConfig, default=config, args=rest, prog=f"plait train {first}")
+
+
+class Run:
+    """A run: its model, optimizer and data, at some step."""
+
+    def __init__(self, config: RunConfig) -> None:
+        if not config.data:
+            raise ConfigError("no data: name a stream with --data STREAM (see `plait shard`)")
+        if not config.out and not config.dry_run:
+            raise ConfigError("no output: name the run's folder with --out RUN")
+        self.config = config
+        self.folder = Path(config.out)
+        self.device = _device(config.device)
+        self.streams = [Stream(path) for path in config.data]
+        self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
+        self.loader = self._loader("train")
+        torch.manual_seed(config.seed)
+        self.model = Decoder(config.model, self.vocabulary).to(self.device)
+        self.optimizer = optimizer.build_optimizer(self.model, config.optimizer)
+        self.meters = Meters(self.vocabulary.modalities)
+        self.step = 0
+
+    def train(self) -> None:
+        """Train from the newest checkpoint, or from the start, to the last step."""
+        c = self.config
+        self._open_folder()
+        print(self.describe())
+        if self.step:
+            print(f"resumed at step {self.step} of {c.steps}")
+        micro_step = self.step * c.rows.accumulate
+        self.loader.load_state_dict({**self.loader.state_dict(), "step": micro_step})
+        batches = iter(self.loader)
+        clock = Clock(self.loader, self.step, c.steps)
+        with _board(self.folder if c.log.tensorboard else None) as board:
+            while self.step < c.steps:
+                lr = self._train_step(batches)
+                last = self.step == c.steps
+                validate = c.validation.share > 0 and (last or self.step % c.validation.every == 0)
+                if last or validate or self.step % c.log.every == 0:
+                    speed = clock.line(self.meters.window_tokens)
+                    line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+                    if validate:
+                        line |= self.validate()
+                    self._log(line, clock, board)
+                if last or self.step % c.checkpoint.every == 0:
+                    self._save()
+        print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
+
+    def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
+        """One optimizer step; returns the learning rate that it used."""
+        c = self.config
+        share = optimizer.lr_share(self.step, c.steps, c.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * share
+        micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
+        targets = max(1, sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches))
+        torch.manual_seed(c.seed * 1_000_003 + self.step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=False)
+        for batch, plan in micro_batches:
+            losses = self._losses(batch, plan)
+            (losses.total / targets).backward()
+            self.meters.add(batch, losses.sum_M, losses.count_M)
+        norm = optimizer.clip_gradients(self.optimizer, c.optimizer.clip)
+        if not math.isfinite(norm):
+            raise PlaitError(
+                f"step {self.step + 1}: the gradient's norm is {norm}; nothing was updated, and the"
+                f" last checkpoint stands in {self.folder}; try a lower --optimizer.lr"
+            )
+        self.optimizer.step()
+        self.step += 1
+        self.meters.grad_norm += norm
+        self.meters.steps += 1
+        return c.optimizer.lr * share
+
+    def _losses(self, batch: Batch, plan: Plan):
+        autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
+        with autocast:
+            return self.model.loss(batch.to(self.device), plan.to(self.device))
+
+    @torch.no_grad()
+    def validate(self) -> Line:
+        """Losses over the first batches of the held-out documents; causal for every model."""
+        loader = self._loader("validation")
+        self.model.eval()
+        meters = Meters(self.vocabulary.modalities)
+        n_batches = math.ceil(len(loader.rows) / self.config.rows.batch_size)
+        for number in range(min(self.config.validation.batches, n_batches)):
+            batch = loader.batch(number)
+            losses = self._losses(batch, Plan.of(batch))
+            meters.add(batch, losses.sum_M, losses.count_M)
+        return {f"validation/{name}": value for name, value in meters.losses().items()}
+
+    def _loader(self, split: Literal["train", "validation"]) -> Loader:
+        c = self.config
+        rows = Rows(
+            self.streams,
+            seq_len=c.rows.seq_len,
+            packing=c.rows.packing,
+            seed=c.seed,
+            weights=c.weights or None,
+            split=split if c.validation.share else "all",
+            validation=c.validation.share,
+            vocabulary=self.vocabulary,
+        )
+        prepare = _with_plan if split == "train" else None
+        return Loader(rows, batch_size=c.rows.batch_size, prepare=prepare)
+
+    def describe(self) -> str:
+        """Parameters and FLOPs by modality, memory, and the data."""
+        c = self.config
+        sizes = flops.count_parameters(self.model)
+        per_token = flops.flops_per_token(self.model, c.rows.seq_len)
+        lines = [f"{c.preset or 'model'}: {sizes['total']:,} parameters on {self.device}"]
+        for name, active in sizes["active"].items():
+            lines.append(f"  {name:<7}{active:>13,} active {per_token[name]:>15,.0f} FLOPs a token")
+        lines.append(f"  {16 * sizes['total'] / 2**20:,.0f} MiB of weights and optimizer state")
+        step = c.rows.batch_size * c.rows.accumulate
+        lines.append(
+            f"  {len(self.loader.rows):,} rows of {c.rows.seq_len} an epoch, {step} a step"
+        )
+        return "\n".join(lines)
+
+    def _log(self, line: Line, clock: Clock, board) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        left_s = clock.left_s(self.step)
+        print(
+            progress_line(line, self.vocabulary.modalities, self.config.steps, left_s), flush=True
+        )
+        if board is not None:
+            for name, value in line.items():
+                if name != "step" and value is not None:
+                    board.add_scalar(name, value, self.step)
+        self.meters.clear()
+        clock.restart()
+
+    def _open_folder(self) -> None:
+        """Start a new run's folder, or take up the run that it holds."""
+        if (self.folder / "config.toml").is_file():
+            self._resume()
+            return
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            raise ConfigError(f"{self.folder}: not empty and not a run; name another --out")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "vocabulary.json").write_text(self.vocabulary.to_json(), encoding="utf-8")
+        for stream in self.streams:
+            for info in stream.tokenizers:
+                name = self.vocabulary.name_of(info.fingerprint)
+                source = Path(stream.path) / "tokenizers" / info.name
+                shutil.copytree(source, self.folder / "tokenizers" / name, dirs_exist_ok=True)
+        environment = {
+            "preset": self.config.preset,
+            "parameters": flops.count_parameters(self.model),
+            "device": str(self.device),
+            "data": {str(s.path): s.fingerprint for s in self.streams},
+            **describe_environment(),
+        }
+        text = json.dumps(environment, indent=2)
+        (self.folder / "environment.json").write_text(text, encoding="utf-8")
+        (self.folder / "config.toml").write_text(toml.to_toml(self.config), encoding="utf-8")
+
+    def _resume(self) -> None:
+        path = self.folder / "config.toml"
+        old = toml.build(RunConfig, toml.read_toml(path), str(path))
+        changed = {
+            name: values
+            for name, values in toml.differences(old, self.config).items()
+            if not name.startswith(MAY_CHANGE)
+        }
+        if changed:
+            what = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
+            raise ResumeError(f"{self.folder} holds another run: {what}. Name another --out.")
+        newest = newest_checkpoint(self.folder)
+        if newest is not None:
+            self._load(newest)
+        _drop_lines_after(self.folder / "metrics.jsonl", self.step)
+        (self.folder / "config.toml").write_text(toml.to_toml(self.config), encoding="utf-8")
+        with (self.folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "time": round(time.time())}) + "\n")
+
+    def _save(self) -> None:
+        """Write checkpoints/step-N as a whole or not at all, and drop the oldest."""
+        folder = self.folder / "checkpoints" / f"step-{self.step}"
+        temporary = folder.with_name(f".{folder.name}.writing")
+        shutil.rmtree(temporary, ignore_errors=True)
+        checkpoint.save(self.model, temporary)
+        moments = optimizer.state_tensors(self.model, self.optimizer)
+        save_file(moments, temporary / "optimizer.safetensors")
+        state = {
+            "loader": {**self.loader.state_dict(), "step": self.step * self.config.rows.accumulate},
+            "meters": self.meters.state(),
+            "step": self.step,
+        }
+        (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+        for file in temporary.iterdir():
+            _sync(file)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        for old in _checkpoints(self.folder)[: -self.config.checkpoint.keep or None]:
+            shutil.rmtree(old)
+
+    def _load(self, folder: Path) -> None:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        self.loader.load_state_dict(state["loader"])
+        checkpoint.load_into(self.model, folder)
+        tensors = load_file(folder / "optimizer.safetensors")
+        optimizer.load_state_tensors(self.model, self.optimizer, tensors)
+        meters = state["meters"]
+        self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
+        self.step = state["step"]
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, or None."""
+    found = _checkpoints(run)
+    return found[-1] if found else None
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
+    return batch, Plan.of(batch)
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keep the lines that the checkpoint stands for; later steps will be trained again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut when the run died
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    temporary = path.with_suffix(".writing")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is none: {error}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: this machine has no CUDA device; use --device cpu")
+    return device
+
+
+@contextlib.contextmanager
+def _board(folder: Path | None):
+    """A TensorBoard writer for the run's folder, or None."""
+    if folder is None:
+        yield None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("log.tensorboard needs `pip install 'plait[tensorboard]'`") from None
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield writer
+
+
+if __name__ == "__main__":
+    from plait.pipeline.cli import run
+
+    sys.exit(run("train", sys.argv[1:]))
