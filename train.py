@@ -17,19 +17,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from safetensors.torch import load_file, save_file
 
 from plait.models import checkpoint, flops, optimizer
-from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
-from plait.models.optimizer import OptimizerConfig
 from plait.models.plan import Plan
+from plait.models.run_config import RunConfig, read_config
 from plait.pipeline import config as toml
 from plait.pipeline.batch import Batch
 from plait.pipeline.environment import describe_environment
@@ -40,99 +37,9 @@ from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
 
-PRESETS = Path(__file__).resolve().parent / "models" / "presets"
-MAY_CHANGE = ("steps", "out", "log.", "checkpoint.", "dry_run")
-"""Keys that a resumed run may be given anew; more `steps` stretch the learning-rate curve."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RowsConfig:
-    """How documents become batches."""
-
-    seq_len: int = 512
-    """Tokens in a row."""
-    batch_size: int = 4
-    """Rows in a micro-batch."""
-    accumulate: int = 1
-    """Micro-batches in a step."""
-    packing: Literal["best_fit", "concat"] = "best_fit"
-    """best_fit keeps documents and images whole; concat cuts at row ends and wastes nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Loss on documents that are never trained on."""
-
-    share: float = 0.05
-    """Share of the documents held out, chosen by the seed; 0 is off."""
-    every: int = 100
-    """Steps between validations; there is always one after the last step."""
-    batches: int = 16
-    """Batches of one validation, always the same ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """Saved state."""
-
-    every: int = 100
-    """Steps between checkpoints; there is always one after the last step."""
-    keep: int = 2
-    """How many of the newest are kept; 0 keeps all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """What is written while training."""
-
-    every: int = 10
-    """Steps between lines of metrics.jsonl and of the terminal."""
-    tensorboard: bool = False
-    """Also write RUN/tensorboard (needs the extra plait[tensorboard])."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """A training run; one TOML file, in which each option below is a key."""
-
-    data: tuple[str, ...] = ()
-    """One stream or more (folders that `plait shard` wrote)."""
-    weights: tuple[float, ...] = ()
-    """Shares of the rows that come from each stream; by their size when empty."""
-    out: str = ""
-    """The run's folder; if it holds a run already, that one is resumed."""
-    preset: str = ""
-    """Name of the file that the run started from."""
-    steps: int = 300
-    """Optimizer steps."""
-    seed: int = 0
-    """Of weights, order, validation split and noise."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ...; bf16 autocast on a GPU, fp32 on a CPU."""
-    dry_run: bool = False
-    """Print sizes and FLOPs by modality, and stop."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    rows: RowsConfig = field(default_factory=RowsConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    validation: ValidationConfig = field(default_factory=ValidationConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-
-    def __post_init__(self) -> None:
-        for name, value in {
-            "steps": self.steps,
-            "rows.seq_len": self.rows.seq_len,
-            "rows.batch_size": self.rows.batch_size,
-            "rows.accumulate": self.rows.accumulate,
-            "validation.every": self.validation.every,
-            "validation.batches": self.validation.batches,
-            "checkpoint.every": self.checkpoint.every,
-            "log.every": self.log.every,
-        }.items():
-            if value < 1:
-                raise ConfigError(f"{name}: should be at least 1, not {value}")
-        if not 0 <= self.validation.share < 1:
-            raise ConfigError(f"validation.share: from 0 to below 1, not {self.validation.share}")
+MAY_CHANGE = ("steps", "data", "out", "log.", "checkpoint.", "dry_run")
+"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, and
+`data` may have moved (what it holds is compared by the loader's fingerprint)."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,21 +50,6 @@ def main(argv: Sequence[str]) -> int:
     else:
         run.train()
     return 0
-
-
-def read_config(argv: Sequence[str]) -> RunConfig:
-    """The run's configuration: its file (or a preset's name), then the options."""
-    names = sorted(p.stem for p in PRESETS.glob("*.toml"))
-    first, *rest = argv or ["--help"]
-    if first in ("-h", "--help"):
-        print(f"The first argument is a TOML file or a preset: {', '.join(names)}.\n")
-        tyro.cli(RunConfig, args=["--help"], prog="plait train RUN.toml")
-    path = Path(first) if first.endswith(".toml") else PRESETS / f"{first}.toml"
-    if not path.is_file():
-        raise ConfigError(f"{first}: no such file or preset; the presets are {', '.join(names)}")
-    table = toml.read_toml(path)
-    config = toml.build(RunConfig, {"preset": path.stem, **table}, str(path))
-    return tyro.cli(RunConfig, default=config, args=rest, prog=f"plait train {first}")
 
 
 class Run:
@@ -297,13 +189,36 @@ class Run:
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
-        if (self.folder / "config.toml").is_file():
-            self._resume()
-            return
-        if self.folder.is_dir() and any(self.folder.iterdir()):
+        path = self.folder / "config.toml"
+        if not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
             raise ConfigError(f"{self.folder}: not empty and not a run; name another --out")
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "vocabulary.json").write_text(self.vocabulary.to_json(), encoding="utf-8")
+        if path.is_file():
+            self._check_same(toml.build(RunConfig, toml.read_toml(path), str(path)))
+        _write(path, toml.to_toml(self.config))
+        newest = newest_checkpoint(self.folder)
+        if newest is None:
+            self._describe_folder()
+            _drop_lines_after(self.folder / "metrics.jsonl", 0)
+            return
+        self._load(newest)
+        _drop_lines_after(self.folder / "metrics.jsonl", self.step)
+        with (self.folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "time": round(time.time())}) + "\n")
+
+    def _check_same(self, old: RunConfig) -> None:
+        changed = [
+            f"{name} was {before!r}, now {now!r}"
+            for name, (before, now) in toml.differences(old, self.config).items()
+            if not name.startswith(MAY_CHANGE)
+        ]
+        if changed:
+            what = "; ".join(changed)
+            raise ResumeError(f"{self.folder} holds another run: {what}. Name another --out.")
+
+    def _describe_folder(self) -> None:
+        """Write what the run needs besides its checkpoints."""
+        _write(self.folder / "vocabulary.json", self.vocabulary.to_json())
         for stream in self.streams:
             for info in stream.tokenizers:
                 name = self.vocabulary.name_of(info.fingerprint)
@@ -316,28 +231,7 @@ class Run:
             "data": {str(s.path): s.fingerprint for s in self.streams},
             **describe_environment(),
         }
-        text = json.dumps(environment, indent=2)
-        (self.folder / "environment.json").write_text(text, encoding="utf-8")
-        (self.folder / "config.toml").write_text(toml.to_toml(self.config), encoding="utf-8")
-
-    def _resume(self) -> None:
-        path = self.folder / "config.toml"
-        old = toml.build(RunConfig, toml.read_toml(path), str(path))
-        changed = {
-            name: values
-            for name, values in toml.differences(old, self.config).items()
-            if not name.startswith(MAY_CHANGE)
-        }
-        if changed:
-            what = "; ".join(f"{k} was {a!r}, now {b!r}" for k, (a, b) in changed.items())
-            raise ResumeError(f"{self.folder} holds another run: {what}. Name another --out.")
-        newest = newest_checkpoint(self.folder)
-        if newest is not None:
-            self._load(newest)
-        _drop_lines_after(self.folder / "metrics.jsonl", self.step)
-        (self.folder / "config.toml").write_text(toml.to_toml(self.config), encoding="utf-8")
-        with (self.folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "time": round(time.time())}) + "\n")
+        _write(self.folder / "environment.json", json.dumps(environment, indent=2))
 
     def _save(self) -> None:
         """Write checkpoints/step-N as a whole or not at all, and drop the oldest."""
@@ -396,8 +290,13 @@ def _drop_lines_after(path: Path, step: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):  # a line that was cut when the run died
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    temporary = path.with_suffix(".writing")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    _write(path, "".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -36,8 +36,9 @@ class TokenizerInfo:
 class Vocabulary:
     """Global ids of a run.
 
-    >>> v = Vocabulary((TokenizerInfo(name="text", modality="text", vocab_size=9, fingerprint="a"),
-    ...                 TokenizerInfo(name="image", modality="image", vocab_size=4, fingerprint="b")))
+    >>> text = TokenizerInfo(name="text", modality="text", vocab_size=9, fingerprint="a")
+    >>> image = TokenizerInfo(name="image", modality="image", vocab_size=4, fingerprint="b")
+    >>> v = Vocabulary((image, text))
     >>> v.size, v.modalities, v.start("text"), v.start("image")
     (18, ('text', 'image'), 5, 14)
     >>> v.specials

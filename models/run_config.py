@@ -1,0 +1,124 @@
+"""A training run's configuration: one TOML file or preset, overridden by `--section.key value`.
+
+Each part owns its own section: the model in config.py, the optimizer in optimizer.py; what is here
+is what holds them together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from plait.models.config import ModelConfig
+from plait.models.optimizer import OptimizerConfig
+from plait.pipeline import config as toml
+from plait.tokenizers.errors import ConfigError
+
+PRESETS = Path(__file__).resolve().parent / "presets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsConfig:
+    """How documents become batches."""
+
+    seq_len: int = 512
+    """Tokens in a row."""
+    batch_size: int = 4
+    """Rows in a micro-batch."""
+    accumulate: int = 1
+    """Micro-batches in a step."""
+    packing: Literal["best_fit", "concat"] = "best_fit"
+    """best_fit keeps documents and images whole; concat cuts at row ends and wastes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """Loss on documents that are never trained on."""
+
+    share: float = 0.05
+    """Share of the documents held out, chosen by the seed; 0 is off."""
+    every: int = 100
+    """Steps between validations; there is always one after the last step."""
+    batches: int = 16
+    """Batches of one validation, always the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Saved state."""
+
+    every: int = 100
+    """Steps between checkpoints; there is always one after the last step."""
+    keep: int = 2
+    """How many of the newest are kept; 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written while training."""
+
+    every: int = 10
+    """Steps between lines of metrics.jsonl and of the terminal."""
+    tensorboard: bool = False
+    """Also write RUN/tensorboard (needs the extra plait[tensorboard])."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A training run; one TOML file, in which each option below is a key."""
+
+    data: tuple[str, ...] = ()
+    """One stream or more (folders that `plait shard` wrote)."""
+    weights: tuple[float, ...] = ()
+    """Shares of the rows that come from each stream; by their size when empty."""
+    out: str = ""
+    """The run's folder; if it holds a run already, that one is resumed."""
+    preset: str = ""
+    """Name of the file that the run started from."""
+    steps: int = 300
+    """Optimizer steps."""
+    seed: int = 0
+    """Of weights, order, validation split and noise."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ...; bf16 autocast on a GPU, fp32 on a CPU."""
+    dry_run: bool = False
+    """Print sizes and FLOPs by modality, and stop."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    rows: RowsConfig = field(default_factory=RowsConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in {
+            "steps": self.steps,
+            "rows.seq_len": self.rows.seq_len,
+            "rows.batch_size": self.rows.batch_size,
+            "rows.accumulate": self.rows.accumulate,
+            "validation.every": self.validation.every,
+            "validation.batches": self.validation.batches,
+            "checkpoint.every": self.checkpoint.every,
+            "log.every": self.log.every,
+        }.items():
+            if value < 1:
+                raise ConfigError(f"{name}: should be at least 1, not {value}")
+        if not 0 <= self.validation.share < 1:
+            raise ConfigError(f"validation.share: from 0 to below 1, not {self.validation.share}")
+
+
+def read_config(argv: Sequence[str]) -> RunConfig:
+    """The run's configuration: its file (or a preset's name), then the options."""
+    names = sorted(p.stem for p in PRESETS.glob("*.toml"))
+    first, *rest = argv or ["--help"]
+    if first in ("-h", "--help"):
+        print(f"The first argument is a TOML file or a preset: {', '.join(names)}.\n")
+        tyro.cli(RunConfig, args=["--help"], prog="plait train RUN.toml")
+    path = Path(first) if first.endswith(".toml") else PRESETS / f"{first}.toml"
+    if not path.is_file():
+        raise ConfigError(f"{first}: no such file or preset; the presets are {', '.join(names)}")
+    table = toml.read_toml(path)
+    config = toml.build(RunConfig, {"preset": path.stem, **table}, str(path))
+    return tyro.cli(RunConfig, default=config, args=rest, prog=f"plait train {first}")
