@@ -111,7 +111,7 @@ class Run:
         self.optimizer.zero_grad(set_to_none=False)
         for batch, plan in micro_batches:
             losses = self._losses(batch, plan)
-            (losses.total / targets).backward()
+            (losses.sum_M.sum() / targets).backward()
             self.meters.add(batch, losses.sum_M, losses.count_M)
         norm = optimizer.clip_gradients(self.optimizer, c.optimizer.clip)
         if not math.isfinite(norm):

@@ -1,0 +1,151 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plait.models.run_config import PRESETS, RunConfig, read_config
+from plait.pipeline import cli
+from plait.tokenizers.errors import ConfigError, ResumeError
+from plait.train import Run, newest_checkpoint
+
+NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
+SMALL = [
+    *("--model.dim", "32", "--model.n-heads", "2", "--rows.seq-len", "128"),
+    *("--rows.batch-size", "2", "--steps", "6", "--log.every", "2", "--checkpoint.every", "2"),
+    *("--validation.every", "3", "--validation.batches", "2", "--device", "cpu"),
+]
+
+
+def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
+    return read_config([preset, "--data", str(stream), "--out", str(out), *SMALL, *more])
+
+
+def lines(run: Path) -> list[dict]:
+    timed = ("tokens_per_s", "data_wait")
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = newest_checkpoint(run)
+    assert newest is not None
+    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_resumed_run_is_bit_equal(preset, sample_stream, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Run(config(preset, sample_stream, whole, "--checkpoint.keep", "0")).train()
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-6")
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')  # as a killed run leaves it
+    Run(config(preset, sample_stream, cut, "--checkpoint.keep", "0")).train()
+    assert [json.loads(x)["step"] for x in (cut / "resumed.jsonl").open()] == [4]
+    assert [line["step"] for line in lines(whole)] == [2, 3, 4, 6]
+    assert lines(cut) == lines(whole)
+    expected, found = weights(whole), weights(cut)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_bit_equal(sample_stream, tmp_path):
+    more = ["--steps", "40", "--log.every", "1", "--checkpoint.every", "5"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    Run(config("mot", sample_stream, whole, *more)).train()
+    words = ["mot", "--data", str(sample_stream), "--out", str(killed), *SMALL, *more]
+    command = [sys.executable, "-m", "plait.pipeline.cli", "train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+    deadline = time.monotonic() + 120
+    metrics = killed / "metrics.jsonl"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 12):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(lines(killed)) < 40
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    assert lines(killed) == lines(whole)
+
+
+def test_accumulated_micro_batches_equal_one_batch(sample_stream, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    Run(config("dense", sample_stream, one, "--rows.batch-size", "4")).train()
+    Run(config("dense", sample_stream, two, "--rows.accumulate", "2")).train()
+    for a, b in zip(lines(one), lines(two), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["tokens"] == b["tokens"]
+
+
+def test_a_run_that_was_not_checkpointed_starts_anew(sample_stream, tmp_path):
+    run = tmp_path / "run"
+    Run(config("dense", sample_stream, run)).train()
+    expected = lines(run)
+    shutil.rmtree(run / "checkpoints")
+    Run(config("dense", sample_stream, run)).train()
+    assert lines(run) == expected
+
+
+def test_another_configuration_is_refused(sample_stream, tmp_path):
+    Run(config("dense", sample_stream, tmp_path / "run")).train()
+    with pytest.raises(ResumeError, match=r"optimizer\.lr was .* now 0\.5"):
+        Run(config("dense", sample_stream, tmp_path / "run", "--optimizer.lr", "0.5")).train()
+
+
+def test_a_finished_run_can_be_trained_further(sample_stream, tmp_path):
+    run = tmp_path / "run"
+    Run(config("dense", sample_stream, run)).train()
+    Run(config("dense", sample_stream, run, "--steps", "8")).train()
+    assert [line["step"] for line in lines(run)][-1] == 8
+
+
+def test_metrics_have_the_promised_keys(sample_stream, tmp_path):
+    Run(config("mot", sample_stream, tmp_path / "run", "--log.tensorboard")).train()
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    promised = {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "data_wait", "fill"}
+    by_modality = {f"loss/{m}" for m in ("text", "image", "speech", "bytes")}
+    assert promised | by_modality | {"validation/loss"} <= set(last)
+    assert 0 < last["fill"] <= 1
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dense"], "no data"),
+        (["dence", "--data", "x"], "the presets are dense"),
+        (["dense", "--data", "STREAM"], "no output"),
+        (["dense", "--data", "nowhere", "--out", "run"], "nowhere"),
+        (["dense", "--data", "STREAM", "--out", "run", "--steps", "0"], "steps: should be at"),
+        (["dense", "--data", "STREAM", "--out", "run", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_use_says_what_to_do(words, message, sample_stream, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [str(sample_stream) if w == "STREAM" else w for w in words]
+    assert cli.main(["train", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_key_in_a_file_names_the_nearest(tmp_path):
+    (tmp_path / "run.toml").write_text("[optimizer]\nlearning_rat = 1.0\nclipp = 2.0\n")
+    with pytest.raises(ConfigError, match=r"optimizer: unknown key 'learning_rat'"):
+        read_config([str(tmp_path / "run.toml")])
+
+
+def test_dry_run_prints_sizes_and_writes_nothing(sample_stream, tmp_path, capsys):
+    words = ["mot", "--data", str(sample_stream), "--out", str(tmp_path / "run"), "--dry-run"]
+    assert cli.main(["train", *words]) == 0
+    assert "FLOPs a token" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
