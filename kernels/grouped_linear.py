@@ -1,0 +1,91 @@
+"""A linear layer with one weight a modality, over rows sorted by modality.
+
+Special here: each modality's segment is one matrix product written in place into its part of the
+output, so the whole runs at the rate of one dense product (facts: 0.96 to 1.2 of it), forward and
+backward, and nothing is concatenated. The counts are Python integers: no device is asked for them.
+An absent modality's weight gets a gradient of exact zeros. Letters: models/README.md; `O` outputs.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.kernels.choose import choose
+
+
+def grouped_linear(
+    x_ND: Tensor, w_MOD: Tensor, counts: Sequence[int], bias_MO: Tensor | None = None
+) -> Tensor:
+    """Rows `counts[0]` by w[0], the next `counts[1]` by w[1], ...; [N, O].
+
+    Raises ValueError where the counts do not fit the rows or the weights.
+
+    >>> w_MOD = torch.tensor([[[1.0]], [[10.0]]])
+    >>> grouped_linear(torch.ones(3, 1), w_MOD, (2, 1)).flatten().tolist()
+    [1.0, 1.0, 10.0]
+    """
+    counts = tuple(counts)
+    if len(counts) != len(w_MOD) or sum(counts) != len(x_ND) or min(counts, default=0) < 0:
+        raise ValueError(f"counts {counts} for {len(x_ND)} rows and {len(w_MOD)} modalities")
+    if len(w_MOD) == 1:
+        return F.linear(x_ND, w_MOD[0], None if bias_MO is None else bias_MO[0])
+    if choose("grouped_linear", "products in place") == "reference":
+        return reference(x_ND, w_MOD, counts, bias_MO)
+    if torch.is_autocast_enabled(x_ND.device.type):
+        dtype = torch.get_autocast_dtype(x_ND.device.type)
+        x_ND, w_MOD = x_ND.to(dtype), w_MOD.to(dtype)
+        bias_MO = None if bias_MO is None else bias_MO.to(dtype)
+    return _GroupedLinear.apply(x_ND, w_MOD, counts, bias_MO)
+
+
+def reference(
+    x_ND: Tensor, w_MOD: Tensor, counts: Sequence[int], bias_MO: Tensor | None = None
+) -> Tensor:
+    """The definition: a linear layer a segment."""
+    biases = [None] * len(w_MOD) if bias_MO is None else list(bias_MO)
+    segments = x_ND.split(list(counts))
+    return torch.cat([F.linear(*part) for part in zip(segments, w_MOD, biases, strict=True)])
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND, w_MOD, counts, bias_MO):
+        ctx.save_for_backward(x_ND, w_MOD)
+        ctx.counts, ctx.has_bias = counts, bias_MO is not None
+        y_NO = x_ND.new_empty(len(x_ND), w_MOD.shape[1])
+        with torch.autocast(x_ND.device.type, enabled=False):
+            for m, rows in _segments(counts):
+                if bias_MO is None:
+                    torch.mm(x_ND[rows], w_MOD[m].T, out=y_NO[rows])
+                else:
+                    torch.addmm(bias_MO[m], x_ND[rows], w_MOD[m].T, out=y_NO[rows])
+        return y_NO
+
+    @staticmethod
+    def backward(ctx, *dy):
+        (dy_NO,) = dy
+        x_ND, w_MOD = ctx.saved_tensors
+        dx_ND = dw_MOD = dbias_MO = None
+        if ctx.needs_input_grad[0]:
+            dx_ND = torch.empty_like(x_ND, memory_format=torch.contiguous_format)
+            for m, rows in _segments(ctx.counts):
+                torch.mm(dy_NO[rows], w_MOD[m], out=dx_ND[rows])
+        if ctx.needs_input_grad[1]:
+            dw_MOD = torch.zeros_like(w_MOD, memory_format=torch.contiguous_format)
+            for m, rows in _segments(ctx.counts):
+                torch.mm(dy_NO[rows].T, x_ND[rows], out=dw_MOD[m])
+        if ctx.has_bias and ctx.needs_input_grad[3]:
+            dbias_MO = torch.stack([part_NO.sum(0) for part_NO in dy_NO.split(ctx.counts)])
+        return dx_ND, dw_MOD, None, dbias_MO
+
+
+def _segments(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """(modality, its rows) of those that have rows."""
+    segments, start = [], 0
+    for m, count in enumerate(counts):
+        if count:
+            segments.append((m, slice(start, start + count)))
+        start += count
+    return segments
