@@ -1,0 +1,35 @@
+"""What the parts of a decoder share in one forward pass."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from plait.kernels.attention import AttentionLayout
+from plait.models.plan import Order
+
+
+@dataclass(kw_only=True, eq=False)
+class Context:
+    """One pass over a batch, or one step of inference; given to every block."""
+
+    order: Order
+    """How the flat positions N are sorted."""
+    turn: tuple[Tensor, Tensor]
+    """Rotary cosine and sine, [B, T, 1, K/2]."""
+    layout: AttentionLayout | None = None
+    """None in a step, where the cache takes its place."""
+    document_BT: Tensor | None = None
+    reset_BT: Tensor | None = None
+    values_RD: Tensor | None = None
+    """The value table that the memory layers share."""
+    statistics: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Scalars noted by layers, by name; `means` gives one number for each name."""
+
+    def note(self, name: str, value: Tensor) -> None:
+        """Add a layer's figure."""
+        self.statistics.setdefault(name, []).append(value.detach())
+
+    def means(self) -> dict[str, Tensor]:
+        """The mean over layers of each figure."""
+        return {name: torch.stack(values).mean() for name, values in self.statistics.items()}

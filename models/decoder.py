@@ -1,0 +1,230 @@
+"""The one decoder: embed, blocks, norm, head; every family of models is a configuration of it.
+
+The residual stream is one flat tensor [N, D] of all rows, sorted by modality for the whole stack
+if any part tells modalities apart; only attention and the scan see the original order. Input and
+output embeddings are separate (arXiv:2405.09818). The head runs only at positions with a target.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from plait.models.attention import Attention, AttentionCache
+from plait.models.config import Channel, Mixer, ModelConfig
+from plait.models.context import Context
+from plait.models.feed_forward import FeedForward
+from plait.models.layers import ModalityNorm, rotation, truncated_normal
+from plait.models.plan import Order, Plan
+from plait.pipeline.batch import Batch
+from plait.pipeline.vocabulary import Vocabulary
+from plait.tokenizers.errors import ConfigError
+
+LOGITS_AT_ONCE = 1 << 26
+"""Logits held for the backward pass; beyond it the head is done in pieces and done again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Losses:
+    """Sums over a batch's targets, by the modality of the target."""
+
+    sum_M: Tensor
+    """Cross-entropy in nats, float32; its gradient also carries the z-loss."""
+    count_M: Tensor
+    """Targets, int64."""
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars by name: `output_rms`, and what the parts note of themselves."""
+
+
+@dataclass(eq=False)
+class Cache:
+    """State of stepwise inference; every row is at the same position of one document."""
+
+    mixers: list[AttentionCache]
+    batch_size: int
+    length: int = 0
+
+
+class Block(nn.Module):
+    """A sequence mixer and a channel mixer, each with its norm before or after it."""
+
+    def __init__(
+        self, config: ModelConfig, mixer: Mixer, channel: Channel, modalities: int, gain: float
+    ) -> None:
+        super().__init__()
+        self.post = config.norm == "post"
+        norms = modalities if "norm" in config.untie else 1
+        self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
+        self.mixer = _MIXERS[mixer](config, modalities, gain)
+        self.channel = None
+        if channel != "none":
+            self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
+            self.channel = _CHANNELS[channel](config, modalities, gain)
+
+    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
+        """[N, D] to [N, D], sorted."""
+        return self._channel(self._residual(x_ND, self.mixer_norm, self.mixer, context), context)
+
+    def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
+        """One position of each row, [B, D] sorted."""
+
+        def mix(x_BD: Tensor, context: Context) -> Tensor:
+            return self.mixer.step(x_BD, context, cache)
+
+        return self._channel(self._residual(x_BD, self.mixer_norm, mix, context), context)
+
+    def _channel(self, x_ND: Tensor, context: Context) -> Tensor:
+        if self.channel is None:
+            return x_ND
+        return self._residual(x_ND, self.channel_norm, self.channel, context)
+
+    def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context) -> Tensor:
+        if self.post:
+            return x_ND + norm(part(x_ND, context), context.order)
+        return x_ND + part(norm(x_ND, context.order), context)
+
+
+class Decoder(nn.Module):
+    """A causal model of batches; seed torch's global generator before making one."""
+
+    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.config, self.vocabulary = config, vocabulary
+        modalities = len(vocabulary.modalities)
+        sublayers = sum(1 + (channel != "none") for _, channel in config.blocks)
+        gain = 1.0 if config.norm == "post" else sublayers**-0.5
+        self.embedding = nn.Parameter(torch.empty(vocabulary.size, config.dim))
+        self.blocks = nn.ModuleList(
+            Block(config, mixer, channel, modalities, gain) for mixer, channel in config.blocks
+        )
+        self.norm = ModalityNorm(config.dim, 1, config.norm_eps)
+        self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
+        self.values = None
+        if any(channel == "memory" for _, channel in config.blocks):
+            self.values = nn.Parameter(torch.empty(config.memory_keys**2, config.value_dim))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw every parameter anew, in a fixed order, from torch's global generator."""
+        truncated_normal(self.embedding, 1.0 if self.config.norm == "post" else 0.1)
+        truncated_normal(self.head, 0.02)
+        if self.values is not None:
+            nn.init.normal_(self.values, std=self.config.value_dim**-0.5)
+        for module in (*self.blocks.modules(), self.norm):
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+
+    def forward(self, batch: Batch, plan: Plan | None = None) -> Tensor:
+        """Logits [B, T, V] of what follows each position."""
+        x_ND, context = self._trunk(batch, plan or Plan.of(batch))
+        logits_NV = F.linear(context.order.unsort(x_ND), self.head)
+        return logits_NV.view(*batch.tokens_BT.shape, -1)
+
+    def loss(self, batch: Batch, plan: Plan | None = None) -> Losses:
+        """Cross-entropy at the positions of `loss_mask_BT`, by the modality of the target."""
+        plan = plan or Plan.of(batch)
+        x_ND, context = self._trunk(batch, plan)
+        x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
+        loss_J, square_J = self._token_losses(x_JD, plan.targets_J)
+        sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
+        if self.config.z_loss:
+            context.note("z_loss", square_J.mean())
+            square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
+            sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
+        count_M = torch.tensor(plan.target_counts, device=sum_M.device)
+        return Losses(sum_M=sum_M, count_M=count_M, statistics=context.means())
+
+    def start(self, batch_size: int) -> Cache:
+        """State before the first token of `batch_size` documents."""
+        device = self.embedding.device
+        return Cache([block.mixer.start(batch_size, device) for block in self._blocks], batch_size)
+
+    @torch.no_grad()
+    def step(self, tokens_B: Tensor, cache: Cache) -> Tensor:
+        """Take in one token a row; logits [B, V] of what follows. Equals the whole pass in eval."""
+        if tokens_B.shape != (cache.batch_size,):
+            raise ValueError(f"{tuple(tokens_B.shape)} tokens; the cache is of {cache.batch_size}")
+        order = self._step_order(tokens_B)
+        position_B1 = torch.full((len(tokens_B), 1), cache.length, device=tokens_B.device)
+        context = Context(order=order, turn=self._turn(position_B1), values_RD=self.values)
+        x_BD = F.embedding(order.sort(tokens_B), self.embedding)
+        for block, state in zip(self._blocks, cache.mixers, strict=True):
+            x_BD = block.step(x_BD, context, state)
+        cache.length += 1
+        return F.linear(order.unsort(self.norm(x_BD, order)), self.head)
+
+    def parameter_kinds(self) -> dict[str, Literal["decay", "no_decay", "values"]]:
+        """What an optimizer does with each parameter; "values" is the memory's table."""
+        kinds: dict[str, Literal["decay", "no_decay", "values"]] = {}
+        for prefix, module in self.named_modules():
+            exempt = getattr(module, "no_decay", ())
+            for name, _ in module.named_parameters(recurse=False):
+                kind = "no_decay" if name in exempt else "decay"
+                kinds[f"{prefix}.{name}" if prefix else name] = kind
+        return {name: "values" if name == "values" else kind for name, kind in kinds.items()}
+
+    @property
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+    def _trunk(self, batch: Batch, plan: Plan) -> tuple[Tensor, Context]:
+        """The normalised residual stream [N, D], sorted, and how it is sorted."""
+        if batch.modalities != self.vocabulary.modalities:
+            raise ConfigError(
+                f"the batch's modalities are {batch.modalities}, "
+                f"the model's are {self.vocabulary.modalities}"
+            )
+        order = plan.order if self.config.by_modality else plan.order.unsorted()
+        context = Context(
+            order=order,
+            turn=self._turn(plan.position_BT),
+            layout=plan.layout,
+            document_BT=plan.document_BT,
+            reset_BT=plan.reset_BT,
+            values_RD=self.values,
+        )
+        x_ND = F.embedding(order.sort(batch.tokens_BT.flatten()), self.embedding)
+        for block in self.blocks:
+            x_ND = block(x_ND, context)
+        context.note("output_rms", x_ND.detach().float().square().mean().sqrt())
+        return self.norm(x_ND, order), context
+
+    def _turn(self, position_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return rotation(position_BT, self.config.head_dim, self.config.rope_theta)
+
+    def _step_order(self, tokens_B: Tensor) -> Order:
+        table = torch.from_numpy(self.vocabulary.modality_table)
+        modality_B = table[tokens_B.cpu()]
+        nowhere = torch.zeros(len(tokens_B), dtype=torch.bool)
+        order = Order.of(modality_B, nowhere, len(self.vocabulary.modalities))
+        order = order if self.config.by_modality else order.unsorted()
+        return order.to(tokens_B.device)
+
+    def _token_losses(self, x_JD: Tensor, targets_J: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy and squared log-partition of each target, float32."""
+        rows = max(1, LOGITS_AT_ONCE // len(self.head))
+        if len(x_JD) <= rows:
+            return _token_losses(x_JD, self.head, targets_J)
+        parts = [
+            checkpoint(_token_losses, *part, use_reentrant=False, preserve_rng_state=False)
+            for part in (
+                (x, self.head, targets)
+                for x, targets in zip(x_JD.split(rows), targets_J.split(rows), strict=True)
+            )
+        ]
+        losses, squares = zip(*parts, strict=True)
+        return torch.cat(losses), torch.cat(squares)
+
+
+def _token_losses(x_JD: Tensor, head_VD: Tensor, targets_J: Tensor) -> tuple[Tensor, Tensor]:
+    logits_JV = F.linear(x_JD, head_VD).float()
+    partition_J = logits_JV.logsumexp(-1)
+    return partition_J - logits_JV.gather(1, targets_J[:, None]).squeeze(1), partition_J.square()
+
+
+_MIXERS = {"attention": Attention}
+_CHANNELS = {"ffn": FeedForward}

@@ -1,0 +1,126 @@
+"""The layers that all parts are built of: a linear map and a norm that may differ by modality.
+
+Weights are stacked over M, so an untied part is one parameter: M = 1 is the plain layer, and a
+modality without tokens gets a gradient of exact zeros. Rows come sorted by modality (`Order`).
+Every module here draws its weights anew in `reset_parameters`, from torch's global generator.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plait.kernels.grouped_linear import grouped_linear
+from plait.models.plan import Order
+
+
+class ModalityLinear(nn.Module):
+    """y = W[m] x + b[m] for rows sorted by modality m; weight [M, O, I], bias [M, O]."""
+
+    no_decay = ("bias",)
+
+    def __init__(
+        self, inputs: int, outputs: int, modalities: int = 1, *, bias: bool = False, gain: float = 1
+    ) -> None:
+        """`gain` scales the initial weights, whose standard deviation is inputs ** -0.5."""
+        super().__init__()
+        self.gain = gain
+        self.weight = nn.Parameter(torch.empty(modalities, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(modalities, outputs)) if bias else None
+
+    def reset_parameters(self) -> None:
+        """Truncated normal weights, zero bias."""
+        truncated_normal(self.weight, self.gain * self.weight.shape[2] ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x_ND: Tensor, order: Order) -> Tensor:
+        """[N, I] to [N, O]."""
+        if len(self.weight) == 1:
+            return F.linear(x_ND, self.weight[0], None if self.bias is None else self.bias[0])
+        return grouped_linear(x_ND, self.weight, order.counts, self.bias)
+
+    def active(self, modality: int) -> tuple[float, float]:
+        """Parameters that a token meets: in products, and others."""
+        return self.weight[0].numel(), 0 if self.bias is None else self.bias[0].numel()
+
+
+class ModalityNorm(nn.Module):
+    """RMSNorm over the last axis with a gain for each modality, [M, D]."""
+
+    no_decay = ("weight", "bias")
+
+    def __init__(self, dim: int, modalities: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(modalities, dim))
+
+    def reset_parameters(self) -> None:
+        """Gain 1."""
+        nn.init.ones_(self.weight)
+
+    def forward(self, x_ND: Tensor, order: Order) -> Tensor:
+        """[N, ..., D] to the same shape, in its dtype."""
+        size = self.weight.shape[1:]
+        if len(self.weight) == 1:
+            return F.rms_norm(x_ND, size, self.weight[0], self.eps)
+        segments = zip(x_ND.split(order.counts), self.weight, strict=True)
+        return torch.cat([F.rms_norm(x_nD, size, w_D, self.eps) for x_nD, w_D in segments])
+
+    def active(self, modality: int) -> tuple[float, float]:
+        """Parameters that a token meets: in products, and others."""
+        return 0, self.weight[0].numel()
+
+
+class ModalityLayerNorm(nn.Module):
+    """LayerNorm over the last axis with a gain and bias for each modality, [M, D]."""
+
+    no_decay = ("weight", "bias")
+
+    def __init__(self, dim: int, modalities: int = 1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(modalities, dim))
+        self.bias = nn.Parameter(torch.empty(modalities, dim))
+
+    def reset_parameters(self) -> None:
+        """Gain 1, bias 0."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x_ND: Tensor, order: Order) -> Tensor:
+        """[N, ..., D] to the same shape, in its dtype."""
+        size = self.weight.shape[1:]
+        if len(self.weight) == 1:
+            return F.layer_norm(x_ND, size, self.weight[0], self.bias[0], self.eps)
+        parts = zip(x_ND.split(order.counts), self.weight, self.bias, strict=True)
+        return torch.cat([F.layer_norm(x_nD, size, w_D, b_D, self.eps) for x_nD, w_D, b_D in parts])
+
+    def active(self, modality: int) -> tuple[float, float]:
+        """Parameters that a token meets: in products, and others."""
+        return 0, 2 * self.weight[0].numel()
+
+
+def spread(w_MD: Tensor, order: Order) -> Tensor:
+    """A vector a modality to one a sorted row, [N, D]; with M = 1 it stays [1, D]."""
+    if len(w_MD) == 1:
+        return w_MD
+    return torch.cat([w_D.expand(n, -1) for n, w_D in zip(order.counts, w_MD, strict=True)])
+
+
+def rotation(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, T, 1, K/2] of the rotary angles of positions (arXiv:2104.09864)."""
+    steps = torch.arange(0, head_dim, 2, device=position_BT.device, dtype=torch.float32)
+    angle = position_BT[..., None, None].float() * theta ** (-steps / head_dim)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BTHK: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate pairs (k, k + K/2) of each head by the angles of `rotation`."""
+    cos, sin = turn
+    a, b = x_BTHK.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BTHK.dtype)
+
+
+def truncated_normal(weight: Tensor, std: float) -> None:
+    """Fill with a normal distribution cut at three standard deviations."""
+    nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std)
