@@ -1,33 +1,23 @@
 """K-means: greedy k-means++ seeding on a subsample, Lloyd's iterations, empty cells restarted.
 
 The same points, k and seed give the same centroids to the last bit on a CPU, on 1 thread or more:
-random numbers come from one seeded generator, distances from `nearest_code` (independent of chunks
-and threads) and sums from a sequential `index_add_`. Cost: some `iterations * N * K * D`
+random numbers come from one seeded generator, distances from `nearest_code` (exact whatever the
+chunks and threads) and sums from a sequential `index_add_`. Cost: some `iterations * N * K * D`
 multiply-adds; 1024 centroids of 200,000 x 64 points take about 12 CPU-seconds.
 
 N points, K centroids, D their width.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from plait.kernels.nearest_code import nearest_code
 from plait.tokenizers.base import Progress, ignore
 
-try:
-    from plait.kernels.nearest_code import nearest_code
-except ModuleNotFoundError:
-
-    def nearest_code(x_ND: Tensor, codebook_KD: Tensor) -> Tensor:
-        """The nearest row of the codebook, int64 [N]."""
-        norm_K = codebook_KD.square().sum(1)
-        chunks = (torch.addmm(norm_K, x, codebook_KD.T, alpha=-2) for x in x_ND.split(8192))
-        return torch.cat([c.argmin(1) for c in chunks])
-
-
-SEEDING_POINTS = 16
+SEEDING_POINTS = 8
 """Points a centroid that k-means++ chooses among."""
+SEEDING_TRIES = 4
+"""Draws of which greedy k-means++ takes the best."""
 ROUNDING = 1e-10
 """Squared distances below this share of the largest squared norm count as none."""
 
@@ -76,13 +66,12 @@ def _sample(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 def _seed_centroids(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
     """Greedy k-means++ (Arthur and Vassilvitskii 2007): the best of a few draws by distance."""
-    tries = 2 + int(math.log(k))
     chosen = [int(torch.randint(len(x_ND), (1,), generator=generator))]
     distance_N = (x_ND - x_ND[chosen[0]]).square().sum(1)
     norm_N = x_ND.square().sum(1)
     while len(chosen) < k and float(distance_N.max()) > 0:
         cumulative_N = distance_N.double().cumsum(0)
-        draws = torch.rand(tries, generator=generator, dtype=torch.float64).to(x_ND.device)
+        draws = torch.rand(SEEDING_TRIES, generator=generator, dtype=torch.float64).to(x_ND.device)
         tried = torch.searchsorted(cumulative_N, draws * cumulative_N[-1], right=True)
         tried = tried.clamp(max=len(x_ND) - 1)
         to_tried = norm_N[tried, None] + norm_N - 2 * (x_ND[tried] @ x_ND.T)
