@@ -53,6 +53,7 @@ class Attention(nn.Module):
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D], both sorted."""
         assert context.layout is not None and context.document_BT is not None
+        assert context.turn is not None
         shape = (*context.document_BT.shape, self.heads, self.head_dim)
         q_NHK, k_NHK, v_NHK = self._project(x_ND, context).unbind(1)
         q_BTHK = rotate(q_NHK.view(shape), context.turn)
@@ -67,6 +68,7 @@ class Attention(nn.Module):
 
     def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
         """One position of each row, [B, D] sorted, to [B, D]."""
+        assert context.turn is not None
         q_BHK, k_BHK, v_BHK = self._project(x_BD, context).unbind(1)
         q_B1HK = rotate(q_BHK[:, None], context.turn)
         k_B1HK = rotate(k_BHK[:, None], context.turn)

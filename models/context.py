@@ -15,8 +15,8 @@ class Context:
 
     order: Order
     """How the flat positions N are sorted."""
-    turn: tuple[Tensor, Tensor]
-    """Rotary cosine and sine, [B, T, 1, K/2]."""
+    turn: tuple[Tensor, Tensor] | None = None
+    """Rotary cosine and sine, [B, T, 1, K/2]; None without attention."""
     layout: AttentionLayout | None = None
     """None in a step, where the cache takes its place."""
     document_BT: Tensor | None = None

@@ -1,0 +1,126 @@
+"""The selective state-space mixer (Mamba-1), with projections that may be untied by modality.
+
+Mixture-of-Mamba (arXiv:2501.16295): the four projections may have weights for each modality; the
+convolution, A and D are shared and see the tokens in their order, so the state mixes modalities.
+The bias of the step size goes with its projection, and is the current token's; it is there whether
+or not anything is untied, so with all tied this is Mamba. Convolution window and state start anew
+at each document. Letters: `I` inner width, `S` states, `R` rank of the step size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plait.kernels.causal_conv import causal_conv
+from plait.kernels.scan import selective_scan, selective_scan_step
+from plait.models.config import ModelConfig
+from plait.models.context import Context
+from plait.models.layers import ModalityLinear, spread
+
+STEP_MIN, STEP_MAX = 1e-3, 1e-1
+"""Range of the initial step sizes."""
+
+
+@dataclass(eq=False)
+class MambaCache:
+    """The last inputs of the convolution [B, K - 1, I], and the state [B, I, S]."""
+
+    window_BKI: Tensor
+    state_BIS: Tensor
+
+
+class Mamba(nn.Module):
+    """y = W_out(scan(silu(conv(x))) * silu(z)), where x, z = W_in(input)."""
+
+    no_decay = ("A_log", "D", "dt_bias", "conv_bias")
+
+    def __init__(self, config: ModelConfig, modalities: int, gain: float) -> None:
+        super().__init__()
+        inner, self.states = config.expand * config.dim, config.state_dim
+        self.rank = config.mamba_dt_rank
+        untied = {p: modalities if p in config.untie else 1 for p in ("in", "x", "dt", "out")}
+        self.in_proj = ModalityLinear(config.dim, 2 * inner, untied["in"])
+        self.x_proj = ModalityLinear(inner, self.rank + 2 * self.states, untied["x"])
+        self.dt_proj = ModalityLinear(self.rank, inner, untied["dt"], gain=3**-0.5)
+        self.dt_bias = nn.Parameter(torch.empty(untied["dt"], inner))
+        self.out_proj = ModalityLinear(inner, config.dim, untied["out"], gain=gain)
+        self.conv_weight = nn.Parameter(torch.empty(inner, config.conv_width))
+        self.conv_bias = nn.Parameter(torch.empty(inner))
+        self.A_log = nn.Parameter(torch.empty(inner, self.states))
+        self.D = nn.Parameter(torch.empty(inner))
+
+    def reset_parameters(self) -> None:
+        """Step sizes log-uniform, A = -(1 .. S), D = 1 (arXiv:2312.00752, section 3.6)."""
+        with torch.no_grad():
+            span = math.log(STEP_MAX / STEP_MIN)
+            step = (torch.rand_like(self.dt_bias) * span).exp() * STEP_MIN
+            self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus gives the step
+            self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
+        bound = self.conv_weight.shape[1] ** -0.5
+        nn.init.uniform_(self.conv_weight, -bound, bound)
+        nn.init.zeros_(self.conv_bias)
+
+    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
+        """[N, D] to [N, D], both sorted."""
+        assert context.document_BT is not None and context.reset_BT is not None
+        u_NI, z_NI = self.in_proj(x_ND, context.order).chunk(2, dim=-1)
+        u_BTI = context.order.unsort(u_NI).unflatten(0, context.document_BT.shape)
+        u_BTI = causal_conv(u_BTI, self.conv_weight, self.conv_bias, context.document_BT)
+        u_BTI = F.silu(u_BTI)
+        dt_NI, B_NS, C_NS = self._selection(u_BTI.flatten(0, 1), context)
+        shape = u_BTI.shape[:2]
+        y_BTI = selective_scan(
+            u_BTI,
+            dt_NI.unflatten(0, shape),
+            self._A,
+            B_NS.unflatten(0, shape),
+            C_NS.unflatten(0, shape),
+            self.D,
+            context.reset_BT,
+        )
+        assert isinstance(y_BTI, Tensor)
+        y_NI = context.order.sort(y_BTI.flatten(0, 1)) * F.silu(z_NI)
+        return self.out_proj(y_NI, context.order)
+
+    def start(self, batch_size: int, device: torch.device) -> MambaCache:
+        """An empty cache."""
+        inner, taps = self.conv_weight.shape
+        return MambaCache(
+            torch.zeros(batch_size, taps - 1, inner, device=device),
+            torch.zeros(batch_size, inner, self.states, device=device),
+        )
+
+    def step(self, x_BD: Tensor, context: Context, cache: MambaCache) -> Tensor:
+        """One position of each row, [B, D] sorted, to [B, D]."""
+        u_BI, z_BI = self.in_proj(x_BD, context.order).chunk(2, dim=-1)
+        window_BKI = torch.cat((cache.window_BKI, context.order.unsort(u_BI)[:, None]), dim=1)
+        cache.window_BKI = window_BKI[:, 1:]
+        u_BI = F.silu((window_BKI * self.conv_weight.T).sum(1) + self.conv_bias)
+        dt_BI, B_BS, C_BS = self._selection(u_BI, context)
+        y_BI, cache.state_BIS = selective_scan_step(
+            cache.state_BIS, u_BI, dt_BI, self._A, B_BS, C_BS, self.D
+        )
+        return self.out_proj(context.order.sort(y_BI) * F.silu(z_BI), context.order)
+
+    def active(self, modality: int) -> tuple[float, float]:
+        """Parameters that a token meets: in products, and others."""
+        shared = (self.conv_weight, self.conv_bias, self.A_log, self.D)
+        return 0, self.dt_bias[0].numel() + sum(p.numel() for p in shared)
+
+    @property
+    def _A(self) -> Tensor:
+        return -self.A_log.float().exp()
+
+    def _selection(self, u_NI: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Step size, and input and output maps of the state, in sequence order; float32."""
+        tied = len(self.x_proj.weight) == len(self.dt_proj.weight) == 1
+        order = context.order.unsorted() if tied else context.order
+        selection = self.x_proj(order.sort(u_NI), order)
+        dt_NR, BC_NS = selection.split((self.rank, 2 * self.states), dim=-1)
+        dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
+        B_NS, C_NS = order.unsort(BC_NS).float().chunk(2, dim=-1)
+        return order.unsort(F.softplus(dt_NI)), B_NS, C_NS
