@@ -1,0 +1,93 @@
+"""Compiles this folder's C files at their first use, into the user's cache.
+
+One file takes about half a second, once: the library's name is a hash of the source, the flags,
+the compiler and the processor. A machine without a working compiler is told why once, and the
+caller takes its plain path. `-ffast-math` is never used: with gcc before 13 a library built so
+flushes the whole process's denormals to zero, and NaN would no longer spread.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger("plait.kernels")
+
+FLAGS = ["-O3", "-std=c11", "-shared", "-fPIC"]
+FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
+VARIANTS = (["-march=native", "-fopenmp"], ["-march=native"], [])
+"""Tried in turn: not every compiler has OpenMP or knows the processor."""
+TIMEOUT_S = 60
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `name`.c of this folder; None, logged once, where it cannot be built."""
+    source = Path(__file__).with_name(f"{name}.c")
+    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    if compiler is None:
+        log.warning(
+            "%s: no C compiler (cc, gcc or clang) on PATH; plain torch is used", source.name
+        )
+        return None
+    try:
+        return _built(source, compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or error
+        log.warning("%s does not build, plain torch is used: %s", source.name, output)
+        return None
+
+
+def _built(source: Path, compiler: str) -> ctypes.CDLL:
+    key = (source.read_text(), FLAGS, VARIANTS, compiler, _stamp(compiler), _processor())
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    target = _folder() / f"{source.stem}-{digest}.so"
+    if not target.exists():
+        _compile(source, compiler, target)
+    return ctypes.CDLL(str(target))
+
+
+def _compile(source: Path, compiler: str, target: Path) -> None:
+    """Tries the variants; the library appears under its name only when whole."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / target.name
+        for last, variant in enumerate(VARIANTS, 1 - len(VARIANTS)):
+            command = [compiler, *FLAGS, *variant, str(source), "-o", str(built)]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT_S, check=not last
+            )
+            if done.returncode == 0:
+                break
+        built.replace(target)
+
+
+def _folder() -> Path:
+    """The user's cache; a private temporary folder where that cannot be written."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "plait" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="plait-kernels-"))
+
+
+def _stamp(compiler: str) -> tuple[int, int]:
+    status = Path(compiler).resolve().stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    features = {x for x in lines if x.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), platform.processor(), *sorted(features)])

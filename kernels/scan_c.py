@@ -1,0 +1,60 @@
+"""The selective scan of scan.c: float32 on CPUs, contiguous tensors."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from plait.kernels.compile_c import library
+
+KEPT = 32
+"""Steps between kept states; the same number stands in scan.c."""
+
+
+def available() -> bool:
+    """Whether scan.c is compiled, or could be now."""
+    return library("scan") is not None
+
+
+def forward(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> tuple[Tensor, Tensor]:
+    """y and the kept states [B, groups + 1, S, I]; the last of them is the final one."""
+    B, T, I = u_BTI.shape  # noqa: E741
+    y_BTI = torch.empty_like(u_BTI)
+    kept_BGSI = u_BTI.new_empty(B, -(-T // KEPT) + 1, A_IS.shape[1], I)
+    _call(
+        "scan_forward",
+        (B, T, I, A_IS.shape[1]),
+        (u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, y_BTI, kept_BGSI),
+    )
+    return y_BTI, kept_BGSI
+
+
+def backward(dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI) -> list[Tensor]:
+    """Gradients of u, dt, A, B, C and D."""
+    B, T, I = u_BTI.shape  # noqa: E741
+    blocks = -(-I // 32)
+    du_BTI, ddt_BTI = torch.empty_like(u_BTI), torch.empty_like(u_BTI)
+    dA_BIS, dD_BI = u_BTI.new_empty(B, *A_IS.shape), u_BTI.new_empty(B, I)
+    dB_JBTS, dC_JBTS = (u_BTI.new_empty(blocks, *B_BTS.shape) for _ in range(2))
+    inputs = (dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI)
+    parts = (dA_BIS, dB_JBTS, dC_JBTS, dD_BI)
+    _call("scan_backward", (B, T, I, A_IS.shape[1]), (*inputs, du_BTI, ddt_BTI, *parts))
+    return [du_BTI, ddt_BTI, *(_sum_in_order(part) for part in parts)]
+
+
+def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
+    scan = library("scan")
+    assert scan is not None
+    assert all(x.is_contiguous() and x.device.type == "cpu" for x in tensors)
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
+    numbers = [ctypes.c_int64(size) for size in sizes]
+    if getattr(scan, name)(*numbers, ctypes.c_int(torch.get_num_threads()), *pointers):
+        raise MemoryError(f"{name}: no memory for the states of {sizes}")
+
+
+def _sum_in_order(parts: Tensor) -> Tensor:
+    """The sum over the first axis, always in the same order."""
+    total = parts.new_zeros(parts.shape[1:])
+    for part in parts.unbind():
+        total += part
+    return total
