@@ -6,11 +6,11 @@ range is found by a seek; in a gzip file the lines before a range are read and t
 """
 
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, cast
 
 import xxhash
 
@@ -24,7 +24,7 @@ SEEK_EVERY = 4096
 def open_lines(path: Path, offset: int = 0) -> Iterator[Iterator[bytes]]:
     """The lines that are not blank, from a byte offset of the uncompressed text on."""
     with path.open("rb") as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if path.suffix == ".gz" else raw
         file.seek(offset)
         yield (line for line in _bounded_lines(file, path) if line.strip())
 
@@ -59,7 +59,7 @@ class Lines:
 
     def _scan(self, offset: int) -> Iterator[tuple[int, bytes]]:
         with self.path.open("rb", buffering=1 << 20) as raw:
-            file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if self.compressed else raw
+            file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self.compressed else raw
             file.seek(offset)
             for line in _bounded_lines(file, self.path):
                 if line.strip():
@@ -67,7 +67,7 @@ class Lines:
                 offset += len(line)
 
 
-def _bounded_lines(file: io.BufferedIOBase, path: Path) -> Iterator[bytes]:
+def _bounded_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:
     try:
         while line := file.readline(MAX_LINE_BYTES):
             if len(line) == MAX_LINE_BYTES:

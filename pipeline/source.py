@@ -117,6 +117,7 @@ class Source(Protocol):
 class Found:
     """The sources under a path, and the files there that none of them takes."""
 
+    root: Path
     sources: list[Source]
     passed_over: list[Path]
 
@@ -137,9 +138,10 @@ def find_sources(path: str | Path, kind: str | None = None) -> Found:
         raise ConfigError(f"{path}: no such file or folder; a SOURCE is a file or a folder")
     root = path if path.is_dir() else path.parent
     if kind is not None:
-        return Found(sources=[open_kind(kind, path, root)], passed_over=[])
+        return Found(root=path, sources=[open_kind(kind, path, root)], passed_over=[])
     if path.is_file():
-        return Found(sources=[open_kind(_kind_of_file(path), path, root)], passed_over=[])
+        opened = open_kind(_kind_of_file(path), path, root)
+        return Found(root=path, sources=[opened], passed_over=[])
     found = _search(path)
     if not found.sources:
         raise ConfigError(
@@ -287,7 +289,7 @@ def _search(root: Path) -> Found:
         if found:
             module = import_module(f"plait.pipeline.sources.{kind}")
             sources.append(module.open_files(root, found))
-    return Found(sources=sources, passed_over=passed_over)
+    return Found(root=root, sources=sources, passed_over=passed_over)
 
 
 def _read_bounded(path: Path) -> bytes:

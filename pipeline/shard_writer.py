@@ -1,0 +1,170 @@
+"""Writes one shard: blocks into a tar, and the index beside it, under their names only when whole.
+
+Each file is written under a name of this process alone, flushed to the disk and renamed, so a
+killed writer leaves nothing that looks like a shard.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from plait.pipeline.block import (
+    BLOCK_DOCUMENTS,
+    BLOCK_TOKENS,
+    Block,
+    EncodedDocument,
+    encode_block,
+    make_block,
+)
+from plait.pipeline.index import BlockInfo, block_info, encode_index, make_index
+from plait.pipeline.tar import END, header, padding
+
+TEMPORARY = ".tmp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard, as `stream.json` lists it."""
+
+    name: str
+    documents: int
+    tokens: dict[str, int]
+    """Tokens by modality."""
+    spans: dict[str, int]
+    """Spans by modality."""
+    bytes: int
+    checksum: str
+    """xxh3_128 (hex) of the tar."""
+    index_bytes: int
+    index_checksum: str
+
+
+class ShardWriter:
+    """Takes documents, holds at most a block of them, and gives the shard's entry at the end."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        *,
+        source: str,
+        tokenizers: Sequence[str],
+        modalities: Sequence[str],
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._source = source
+        self._tokenizers = tuple(tokenizers)
+        self._modalities = tuple(modalities)
+        self._pending: list[EncodedDocument] = []
+        self._pending_tokens = 0
+        self._blocks: list[BlockInfo] = []
+        self._spans: list[np.ndarray] = []
+        self._head: Block | None = None
+        self._file: BinaryIO | None = None
+        self._digest = xxhash.xxh3_128()
+        self._offset = 0
+
+    def add(self, document: EncodedDocument) -> None:
+        """Take one document with at least one token."""
+        tokens = sum(len(encoded.ids) for _, encoded in document.spans)
+        if self._pending and (
+            self._pending_tokens + tokens > BLOCK_TOKENS or len(self._pending) == BLOCK_DOCUMENTS
+        ):
+            self._write_block()
+        self._pending.append(document)
+        self._pending_tokens += tokens
+
+    def finish(self) -> ShardInfo | None:
+        """Put the shard and its index in place; None, and no file, if there was no document."""
+        self._write_block()
+        if self._file is None or self._head is None:
+            return None
+        self._write(END)
+        commit(self._file, self._folder / f"{self._name}.tar")
+        index = make_index(self._name, self._offset, self._blocks, self._spans, self._head)
+        index_data = encode_index(index)
+        write_file(self._folder / f"{self._name}.idx", index_data)
+        kinds = np.concatenate([s[:, 2] for s in self._spans])
+        tokens = np.bincount(kinds, index.lengths, len(self._tokenizers)).astype(np.int64)
+        spans = np.bincount(kinds, minlength=len(self._tokenizers))
+        names = self._modalities
+        return ShardInfo(
+            name=self._name,
+            documents=index.documents,
+            tokens={n: int(t) for n, t in zip(names, tokens, strict=True) if t},
+            spans={n: int(s) for n, s in zip(names, spans, strict=True) if s},
+            bytes=self._offset,
+            checksum=self._digest.hexdigest(),
+            index_bytes=len(index_data),
+            index_checksum=xxhash.xxh3_128_hexdigest(index_data),
+        )
+
+    def abort(self) -> None:
+        """Remove what was written."""
+        if self._file is not None:
+            self._file.close()
+            Path(self._file.name).unlink(missing_ok=True)
+
+    def _write_block(self) -> None:
+        if not self._pending:
+            return
+        self._file = self._file or open_temporary(self._folder / f"{self._name}.tar")
+        block = make_block(
+            self._pending,
+            source=self._source,
+            tokenizers=self._tokenizers,
+            modalities=self._modalities,
+        )
+        name = f"{self._name.rpartition('-')[2]}-{len(self._blocks):04d}"
+        members, offsets = encode_block(block), {}
+        for suffix, data in members.items():
+            self._write(header(f"{name}.{suffix}", len(data)))
+            offsets[suffix] = self._offset
+            self._write(data)
+            self._write(padding(len(data)))
+        self._blocks.append(block_info(name, block, members, offsets))
+        self._spans.append(block.spans)
+        self._head = self._head or block
+        self._pending, self._pending_tokens = [], 0
+
+    def _write(self, data: bytes) -> None:
+        assert self._file is not None
+        self._file.write(data)
+        self._digest.update(data)
+        self._offset += len(data)
+
+
+def open_temporary(path: Path) -> BinaryIO:
+    """A file of this process beside `path`, for `commit`."""
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}").open("wb")
+
+
+def commit(file: BinaryIO, path: Path) -> None:
+    """Flush to the disk, close, and rename to `path`."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    Path(file.name).replace(path)
+    sync_folder(path.parent)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file so that it appears under its name only when whole."""
+    file = open_temporary(path)
+    file.write(data)
+    commit(file, path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
