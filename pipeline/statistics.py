@@ -120,13 +120,16 @@ def _count_spans(spans: np.ndarray, owner: np.ndarray, found: list[ModalityStati
 
 
 def count_rejected(folder: Path, most: int = 20) -> dict[str, int]:
-    """Rejected samples by reason, the most frequent first; rarer ones as `other reasons`."""
+    """Rejected samples by reason, the most frequent first; rarer ones as `other reasons`.
+
+    What stands behind a reason's colon is about the sample and is left out.
+    """
     path = folder / "rejected.jsonl"
     reasons: Counter[str] = Counter()
     if path.is_file():
         with path.open(encoding="utf-8") as lines:
             reasons.update(
-                str(json.loads(line).get("reason", "")) for line in lines if line.strip()
+                str(json.loads(line)["reason"]).partition(":")[0] for line in lines if line.strip()
             )
     top = dict(reasons.most_common(most))
     rest = reasons.total() - sum(top.values())
