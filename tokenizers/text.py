@@ -129,7 +129,7 @@ def fit(
         if possible is None:
             raise
         vocab_size = int(possible[1])
-    progress(f"only {vocab_size} pieces can be learned from so little text", 0.7)
+    progress(f"note: {vocab_size} pieces, not {options.vocab_size}: there is too little text", 0.7)
     return Text(_train(lines, options.model, vocab_size))
 
 

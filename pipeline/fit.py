@@ -1,0 +1,239 @@
+"""`plait fit KIND SOURCE...`: train a tokenizer and report how well it does on held-out samples."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+import tyro
+
+from plait.pipeline.fit_samples import FitSamples, find_samples
+from plait.pipeline.progress import Progress
+from plait.tokenizers.base import Tokenizer
+from plait.tokenizers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
+"""The file in tokenizers/ that fits each kind of tokenizer."""
+OLD_FILES = (
+    *("config.json", "report.json", "rejected.jsonl"),
+    *("weights.safetensors", "sentencepiece.model"),
+)
+"""What --overwrite takes away before it writes."""
+NOTE = "note: "
+"""A progress message that starts so is printed, and kept in the report."""
+
+
+class FitModule(Protocol):
+    """What a file in tokenizers/ gives this command."""
+
+    FitOptions: "type[DataclassInstance]"
+    fit: Callable[..., Tokenizer]
+    evaluate: Callable[[Tokenizer, Iterable], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """Which samples to fit on, and where the tokenizer goes."""
+
+    sources: tyro.conf.Positional[tuple[str, ...]]
+    """Files or folders; `KIND:PATH` forces a kind of source."""
+    out: Path
+    """Folder for the tokenizer."""
+    source: str | None = None
+    """Kind of all sources, where it should not be recognised."""
+    max_samples: int = 0
+    """Most samples to use, a random choice; 0 for all."""
+    held_out: float = 0.05
+    """Share of the samples that is kept for the evaluation."""
+    seed: int = 0
+    """Seed of every random choice."""
+    overwrite: bool = False
+    """Replace a tokenizer that is there already."""
+    json: bool = False
+    """Print the report as JSON."""
+
+    def check(self) -> None:
+        """ConfigError if an option is out of range or the tokenizer is there already."""
+        if not self.sources:
+            raise ConfigError("no SOURCE given; it is a file or a folder")
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"--held-out is {self.held_out}: should be 0 or more, and below 1")
+        if self.max_samples < 0:
+            raise ConfigError(f"--max-samples is {self.max_samples}: should be 0 or more")
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"{self.out}: a file is there, and should be a folder")
+        if (self.out / "config.json").exists() and not self.overwrite:
+            raise ConfigError(f"{self.out}: a tokenizer is there already; --overwrite replaces it")
+
+
+def main(argv: Sequence[str]) -> int:
+    """`plait fit`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if argv else 2
+    kind, *rest = argv
+    module = find_module(kind)
+    command = tyro.cli(
+        tyro.conf.OmitArgPrefixes[make_dataclass("Command", _groups(kind, module))],
+        args=rest,
+        prog=f"plait fit {kind}",
+        description=f"Train a tokenizer for {kind}, and report its quality on held-out samples.",
+    )
+    job: FitJob = command.samples
+    report = run_fit(kind, job, getattr(command, kind))
+    if job.json:
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        _print_report(report, job.out)
+    return 0
+
+
+def _groups(kind: str, module: FitModule) -> list[tuple[str, type]]:
+    return [("samples", FitJob), (kind, module.FitOptions)]
+
+
+def find_module(kind: str) -> FitModule:
+    """The module that fits a kind of tokenizer; ConfigError if there is none."""
+    if kind not in MODULES:
+        raise ConfigError(f"no kind of tokenizer {kind!r}; there is {', '.join(MODULES)}")
+    return cast(FitModule, import_module(f"plait.tokenizers.{MODULES[kind]}"))
+
+
+def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, object]:
+    """Fit, evaluate and save; returns what report.json holds."""
+    job.check()
+    module = find_module(kind)
+    samples = find_samples(
+        kind,
+        job.sources,
+        source_kind=job.source,
+        max_samples=job.max_samples,
+        held_out=job.held_out,
+        seed=job.seed,
+    )
+    notes: list[str] = []
+    began = time.monotonic()
+    tokenizer = _fit(module, samples, options, job.seed, notes)
+    fitted = time.monotonic()
+    metrics = module.evaluate(tokenizer, samples.load(samples.held_out))
+    report: dict[str, object] = {
+        "kind": kind,
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "metrics": {
+            name: value if math.isfinite(value) else None for name, value in metrics.items()
+        },
+        "samples": samples.counts(),
+        "seconds": {
+            "fit": round(fitted - began, 2),
+            "evaluate": round(time.monotonic() - fitted, 2),
+        },
+        "options": {**asdict(options), "seed": job.seed, "held_out": job.held_out},
+        "sources": list(job.sources),
+        "notes": notes,
+    }
+    _save(tokenizer, report, samples, job.out)
+    return report
+
+
+def _fit(
+    module: FitModule,
+    samples: FitSamples,
+    options: "DataclassInstance",
+    seed: int,
+    notes: list[str],
+) -> Tokenizer:
+    with Progress(f"fitting {samples.kind}", total=100, unit="%") as bar:
+
+        def progress(message: str, share: float) -> None:
+            if message.startswith(NOTE):
+                notes.append(message.removeprefix(NOTE))
+            bar.update(100 * share, message)
+
+        loaded = _first_or_error(samples)
+        tokenizer = module.fit(loaded, options, seed=seed, progress=progress)
+    for note in notes:
+        print(f"{NOTE}{note}", file=sys.stderr)
+    return tokenizer
+
+
+def _first_or_error(samples: FitSamples) -> Iterable:
+    """The samples to fit on; ConfigError if not one of them can be read."""
+    loaded = samples.load(samples.fit)
+    for first in loaded:
+        return _chain(first, loaded)
+    reasons = [f"{r.source}: {r.key}: {r.reason}" for r in samples.rejected.values()]
+    raise ConfigError(f"none of the samples can be used; the first: {reasons[0]}")
+
+
+def _chain(first: object, others: Iterable) -> Iterable:
+    yield first
+    yield from others
+
+
+def _save(tokenizer: Tokenizer, report: dict[str, object], samples: FitSamples, out: Path) -> None:
+    for name in OLD_FILES:
+        (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    if samples.rejected:
+        lines = [json.dumps(asdict(r)) + "\n" for r in samples.rejected.values()]
+        (out / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
+    tokenizer.save(out)
+
+
+def _print_report(report: dict[str, object], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{report['kind']} tokenizer in {out}", highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    samples, seconds = report["samples"], report["seconds"]
+    assert isinstance(samples, dict) and isinstance(seconds, dict)
+    table.add_row("vocabulary", f"{report['vocab_size']:,}")
+    table.add_row("samples fitted on", f"{samples['fit']:,}")
+    table.add_row("samples held out", f"{samples['held_out']:,}")
+    table.add_row("seconds", f"{seconds['fit']:g}", end_section=True)
+    metrics = report["metrics"]
+    assert isinstance(metrics, dict)
+    for name, value in metrics.items():
+        shown = (
+            "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+        )
+        table.add_row(name, shown)
+    console.print(table)
+    if samples["rejected"]:
+        text = f"{samples['rejected']:,} samples were set aside: {out / 'rejected.jsonl'}"
+        console.print(text, highlight=False, soft_wrap=True)
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+def _usage() -> str:
+    lines = [f"  plait fit {kind} SOURCE... --out DIR [options]" for kind in MODULES]
+    return "\n".join(
+        [
+            "usage:",
+            *lines,
+            "",
+            "Trains a tokenizer on files or folders, and reports its quality on held-out samples.",
+            "`plait fit KIND --help` lists the options of a kind.",
+        ]
+    )
