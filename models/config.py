@@ -220,5 +220,6 @@ def _typed(value: object, default: object, where: str) -> object:
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):
-        raise ConfigError(f"{where}: {value!r} should be a {type(default).__name__}")
+        wanted = "list" if isinstance(default, tuple) else type(default).__name__
+        raise ConfigError(f"{where}: {value!r} should be of type {wanted}")
     return value

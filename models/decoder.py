@@ -6,25 +6,25 @@ output embeddings are separate (arXiv:2405.09818). The head runs only at positio
 """
 
 from dataclasses import dataclass, field
-from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plait.models.attention import AttentionCache
+from plait.models.attention import Attention, AttentionCache
 from plait.models.config import Channel, Mixer, ModelConfig
 from plait.models.context import Context
+from plait.models.experts import Experts
+from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
+from plait.models.mamba import Mamba, MambaCache
+from plait.models.memory import Memory
 from plait.models.plan import Order, Plan
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
-
-if TYPE_CHECKING:
-    from plait.models.mamba import MambaCache
 
 LOGITS_AT_ONCE = 1 << 26
 """Logits held for the backward pass; beyond it the head is done in pieces and done again."""
@@ -46,7 +46,7 @@ class Losses:
 class Cache:
     """State of stepwise inference; every row is at the same position of one document."""
 
-    mixers: "list[AttentionCache | MambaCache]"
+    mixers: list[AttentionCache | MambaCache]
     batch_size: int
     length: int = 0
 
@@ -61,17 +61,17 @@ class Block(nn.Module):
         self.post = config.norm == "post"
         norms = modalities if "norm" in config.untie else 1
         self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
-        self.mixer = _part(mixer)(config, modalities, gain)
+        self.mixer = _MIXERS[mixer](config, modalities, gain)
         self.channel = None
         if channel != "none":
             self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
-            self.channel = _part(channel)(config, modalities, gain)
+            self.channel = _CHANNELS[channel](config, modalities, gain)
 
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D], sorted."""
         return self._channel(self._residual(x_ND, self.mixer_norm, self.mixer, context), context)
 
-    def step(self, x_BD: Tensor, context: Context, cache: "AttentionCache | MambaCache") -> Tensor:
+    def step(self, x_BD: Tensor, context: Context, cache: AttentionCache | MambaCache) -> Tensor:
         """One position of each row, [B, D] sorted."""
 
         def mix(x_BD: Tensor, context: Context) -> Tensor:
@@ -231,16 +231,5 @@ def _token_losses(x_JD: Tensor, head_VD: Tensor, targets_J: Tensor) -> tuple[Ten
     return partition_J - logits_JV.gather(1, targets_J[:, None]).squeeze(1), partition_J.square()
 
 
-_PARTS = {
-    "attention": ("attention", "Attention"),
-    "mamba": ("mamba", "Mamba"),
-    "ffn": ("feed_forward", "FeedForward"),
-    "experts": ("experts", "Experts"),
-    "memory": ("memory", "Memory"),
-}
-"""File and class of each part."""
-
-
-def _part(name: str) -> type[nn.Module]:
-    module, cls = _PARTS[name]
-    return getattr(import_module(f"plait.models.{module}"), cls)
+_MIXERS = {"attention": Attention, "mamba": Mamba}
+_CHANNELS = {"ffn": FeedForward, "experts": Experts, "memory": Memory}

@@ -60,10 +60,10 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
-        size = self.weight.shape[1:]
-        if len(self.weight) == 1:
-            return F.rms_norm(x_ND, size, self.weight[0], self.eps)
-        segments = zip(x_ND.split(order.counts), self.weight, strict=True)
+        size, weight_MD = self.weight.shape[1:], self.weight.to(x_ND.dtype)
+        if len(weight_MD) == 1:
+            return F.rms_norm(x_ND, size, weight_MD[0], self.eps)
+        segments = zip(x_ND.split(order.counts), weight_MD, strict=True)
         return torch.cat([F.rms_norm(x_nD, size, w_D, self.eps) for x_nD, w_D in segments])
 
     def active(self, modality: int) -> tuple[float, float]:
@@ -90,9 +90,10 @@ class ModalityLayerNorm(nn.Module):
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
         size = self.weight.shape[1:]
-        if len(self.weight) == 1:
-            return F.layer_norm(x_ND, size, self.weight[0], self.bias[0], self.eps)
-        parts = zip(x_ND.split(order.counts), self.weight, self.bias, strict=True)
+        weight_MD, bias_MD = self.weight.to(x_ND.dtype), self.bias.to(x_ND.dtype)
+        if len(weight_MD) == 1:
+            return F.layer_norm(x_ND, size, weight_MD[0], bias_MD[0], self.eps)
+        parts = zip(x_ND.split(order.counts), weight_MD, bias_MD, strict=True)
         return torch.cat([F.layer_norm(x_nD, size, w_D, b_D, self.eps) for x_nD, w_D, b_D in parts])
 
     def active(self, modality: int) -> tuple[float, float]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.kernels.causal_conv import causal_conv
+from plait.kernels.causal_conv import causal_conv, causal_conv_step
 from plait.kernels.scan import selective_scan, selective_scan_step
 from plait.models.config import ModelConfig
 from plait.models.context import Context
@@ -26,7 +26,7 @@ STEP_MIN, STEP_MAX = 1e-3, 1e-1
 
 @dataclass(eq=False)
 class MambaCache:
-    """The last inputs of the convolution [B, K - 1, I], and the state [B, I, S]."""
+    """The last inputs of the convolution [B, K, I], oldest first, and the state [B, I, S]."""
 
     window_BKI: Tensor
     state_BIS: Tensor
@@ -90,16 +90,17 @@ class Mamba(nn.Module):
         """An empty cache."""
         inner, taps = self.conv_weight.shape
         return MambaCache(
-            torch.zeros(batch_size, taps - 1, inner, device=device),
+            torch.zeros(batch_size, taps, inner, device=device),
             torch.zeros(batch_size, inner, self.states, device=device),
         )
 
     def step(self, x_BD: Tensor, context: Context, cache: MambaCache) -> Tensor:
         """One position of each row, [B, D] sorted, to [B, D]."""
         u_BI, z_BI = self.in_proj(x_BD, context.order).chunk(2, dim=-1)
-        window_BKI = torch.cat((cache.window_BKI, context.order.unsort(u_BI)[:, None]), dim=1)
-        cache.window_BKI = window_BKI[:, 1:]
-        u_BI = F.silu((window_BKI * self.conv_weight.T).sum(1) + self.conv_bias)
+        u_BI, cache.window_BKI = causal_conv_step(
+            cache.window_BKI, context.order.unsort(u_BI), self.conv_weight, self.conv_bias
+        )
+        u_BI = F.silu(u_BI)
         dt_BI, B_BS, C_BS = self._selection(u_BI, context)
         y_BI, cache.state_BIS = selective_scan_step(
             cache.state_BIS, u_BI, dt_BI, self._A, B_BS, C_BS, self.D

@@ -82,7 +82,8 @@ class Memory(nn.Module):
         query = F.linear(x_ND, self.query, self.query_bias).view(-1, heads, 2, half)
         keys = self.keys
         if self.query_gain is not None and self.key_gain is not None:
-            query = F.rms_norm(query, (half,), self.query_gain, self.eps) * half**-0.5
+            gain = self.query_gain.to(query.dtype)
+            query = F.rms_norm(query, (half,), gain, self.eps) * half**-0.5
             keys = F.rms_norm(keys, (half,), self.key_gain, self.eps)
         scores = torch.einsum("nhsd,hskd->shnk", query, keys).transpose(1, 2)
         return product_key_topk(scores[0], scores[1], self.top_k)
