@@ -7,9 +7,7 @@ a space, is written as its three byte pieces. Byte pair encoding trains at some 
 and encodes a million tokens a CPU-second.
 """
 
-import heapq
 import io
-import random
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +19,7 @@ import sentencepiece
 
 from plait.tokenizers.base import Encoded, Progress, Tokenizer, ignore
 from plait.tokenizers.errors import ConfigError, SampleError
+from plait.tokenizers.sampling import choose
 
 MODEL_FILE = "sentencepiece.model"
 SPACE = "\u2581"
@@ -63,10 +62,11 @@ class Text(Tokenizer):
     def __init__(self, model: bytes) -> None:
         self._model = model
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self._pieces = sentencepiece.SentencePieceProcessor()
+            self._pieces.LoadFromSerializedProto(model)
+            self.vocab_size = self._pieces.vocab_size()
         except RuntimeError as error:
             raise ConfigError(f"{MODEL_FILE}: not a SentencePiece model, or damaged") from error
-        self.vocab_size = self._pieces.vocab_size()
         self._bytes = [_piece_bytes(self._pieces, i) for i in range(self.vocab_size)]
         self._space = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         if self.decode(self.encode_batch([PROBE])[0]) != PROBE:
@@ -116,10 +116,16 @@ def fit(
     samples: Iterable[str], options: FitOptions, *, seed: int = 0, progress: Progress = ignore
 ) -> Text:
     """Train on documents, in memory."""
-    documents = _choose(samples, options.max_characters, seed, progress)
-    lines = _lines(documents, options)
-    if not lines:
+    documents = choose(
+        (_checked(sample)[: options.max_characters] for sample in samples),
+        len,
+        options.max_characters,
+        seed=seed,
+        progress=lambda message, share: progress(message, 0.4 * share),
+    )
+    if not any(documents):
         raise ConfigError("no text to train on: every document is empty")
+    lines = _lines(documents, options)
     progress(f"training {options.model} on {sum(map(len, lines)):,} characters", 0.5)
     vocab_size = options.vocab_size
     try:
@@ -178,22 +184,6 @@ def _piece_bytes(pieces: sentencepiece.SentencePieceProcessor, index: int) -> by
     return pieces.id_to_piece(index).replace(SPACE, " ").encode()
 
 
-def _choose(samples: Iterable[str], limit: int, seed: int, progress: Progress) -> list[str]:
-    """All documents, or a random choice of at most `limit` characters, in their order."""
-    rng = random.Random(seed)
-    heap: list[tuple[float, int, str]] = []
-    size = 0
-    for number, text in enumerate(samples):
-        text = text[:limit]
-        heapq.heappush(heap, (-rng.random(), number, text))
-        size += len(text)
-        while size > limit:
-            size -= len(heapq.heappop(heap)[2])
-        if number % 1000 == 0:
-            progress(f"reading: {number:,} documents, {size:,} characters", 0.4 * size / limit)
-    return [text for _, _, text in sorted(heap, key=lambda entry: entry[1])]
-
-
 def _lines(documents: list[str], options: FitOptions, longest: int = 10_000) -> list[str]:
     """Lines to train on, cut at characters that get no piece of their own.
 
@@ -202,7 +192,7 @@ def _lines(documents: list[str], options: FitOptions, longest: int = 10_000) -> 
     """
     counts: Counter[str] = Counter()
     for document in documents:
-        counts.update(_checked(document))
+        counts.update(document)
     most = (options.vocab_size - RESERVED) // 2
     cuts = {ord("\n"): "\n", ord(SPACE): "\n"}
     covered = 0
@@ -212,7 +202,7 @@ def _lines(documents: list[str], options: FitOptions, longest: int = 10_000) -> 
         covered += count
     lines = [line for text in documents for line in text.translate(cuts).split("\n") if line]
     lines = [line[i : i + longest] for line in lines for i in range(0, len(line), longest)]
-    return [*lines, " "] if lines else []
+    return [*lines, " "]
 
 
 def _train(lines: list[str], model: str, vocab_size: int) -> bytes:
