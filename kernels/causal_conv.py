@@ -33,9 +33,6 @@ def causal_conv(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor
     return y_BTI
 
 
-reference = causal_conv
-
-
 def causal_conv_step(
     window_BKI: Tensor, x_BI: Tensor, w_IK: Tensor, bias_I: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,6 @@ staircase of 119 pairs of 1024 at k = 32, and the rest is never computed. It is 
 half keys of one list, so that there are n^2 slots; `k` picks.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -47,7 +45,7 @@ def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor,
     return scores_NHk, index_NHk
 
 
-@cache
+@torch.compiler.assume_constant_result
 def _staircase(k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The pairs (a, b) of ranks that at most k - 1 other pairs are sure to beat."""
     pairs = [(a, b) for a in range(k) for b in range(k) if (a + 1) * (b + 1) <= k]

@@ -9,6 +9,8 @@ Letters: models/README.md; here `I` is the inner width, `S` the states of a chan
 of 32 steps.
 """
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
@@ -81,10 +83,16 @@ def reference(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> tuple[Tensor,
 @torch.compiler.assume_constant_result
 def _fastest(device: str, dtype: torch.dtype) -> str:
     """The fastest path there is: triton, c or chunked."""
+    if device == "cuda" and dtype is torch.float32 and importlib.util.find_spec("triton"):
+        return "triton"
     return "c" if device == "cpu" and dtype is torch.float32 and scan_c.available() else "chunked"
 
 
 def _module(path: str):
+    if path == "triton":
+        from plait.kernels import scan_triton
+
+        return scan_triton
     return scan_c if path == "c" else scan_chunked
 
 
@@ -140,7 +148,7 @@ scan_op.register_autograd(_differentiate, setup_context=_save)
 
 
 def _check(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> None:
-    B, T, I = u_BTI.shape  # noqa: E741
+    B, T, I = u_BTI.shape
     S = A_IS.shape[-1]
     wanted = {"dt": (B, T, I), "A": (I, S), "B": (B, T, S), "C": (B, T, S), "D": (I,)}
     given = zip(wanted.items(), (dt_BTI, A_IS, B_BTS, C_BTS, D_I), strict=True)

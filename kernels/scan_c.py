@@ -18,7 +18,7 @@ def available() -> bool:
 
 def forward(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> tuple[Tensor, Tensor]:
     """y and the kept states [B, groups + 1, S, I]; the last of them is the final one."""
-    B, T, I = u_BTI.shape  # noqa: E741
+    B, T, I = u_BTI.shape
     y_BTI = torch.empty_like(u_BTI)
     kept_BGSI = u_BTI.new_empty(B, -(-T // KEPT) + 1, A_IS.shape[1], I)
     _call(
@@ -31,7 +31,7 @@ def forward(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> tuple[Tensor, T
 
 def backward(dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI) -> list[Tensor]:
     """Gradients of u, dt, A, B, C and D."""
-    B, T, I = u_BTI.shape  # noqa: E741
+    B, T, I = u_BTI.shape
     blocks = -(-I // 32)
     du_BTI, ddt_BTI = torch.empty_like(u_BTI), torch.empty_like(u_BTI)
     dA_BIS, dD_BI = u_BTI.new_empty(B, *A_IS.shape), u_BTI.new_empty(B, I)

@@ -61,7 +61,8 @@ def _run(function: Op, inputs: Sequence[Tensor], cotangent) -> tuple[Tensor, lis
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     y = function(*leaves)
     floats = [x for x in leaves if x.requires_grad]
-    return y.detach(), list(torch.autograd.grad(y, floats, cotangent(y)))
+    gradients = torch.autograd.grad(y, floats, cotangent(y))
+    return y.detach(), [dx.to_dense() if dx.is_sparse else dx for dx in gradients]
 
 
 def _cotangent(y: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from .check import check, check_op
 PATHS = ["c", "chunked"]
 
 
-def inputs(B, T, I, S, dtype=torch.float32):  # noqa: E741
+def inputs(B, T, I, S, dtype=torch.float32):
     torch.manual_seed(0)
     u, B_BTS, C_BTS = (torch.randn(B, T, n, dtype=dtype) for n in (I, S, S))
     dt = F.softplus(torch.randn(B, T, I, dtype=dtype) - 2)
@@ -47,7 +48,7 @@ def compiler():
     I=st.sampled_from([1, 5, 31, 32, 33, 70]),
     S=st.sampled_from([1, 3, 16]),
 )
-def test_equals_the_definition(path, B, T, I, S):  # noqa: E741
+def test_equals_the_definition(path, B, T, I, S):
     compare(path, B, T, I, S)
 
 
@@ -195,7 +196,9 @@ def test_without_a_compiler(tmp_path, broken):
     if broken == "a failing compiler":
         (bin_ / "cc").write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 3\n")
         (bin_ / "cc").chmod(0o755)
+    package = str(Path(__file__).parents[2] / ".package")
     environment = {**os.environ, "PATH": str(bin_), "XDG_CACHE_HOME": str(tmp_path)}
+    environment["PYTHONPATH"] = package
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True
     )

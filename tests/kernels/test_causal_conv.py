@@ -1,0 +1,91 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.kernels.causal_conv import causal_conv, causal_conv_step
+from plait.kernels.causal_conv import causal_conv as reference
+
+from .check import check
+
+
+def inputs(B, T, I, K):
+    torch.manual_seed(0)
+    document_BT = (torch.rand(B, T) < 0.1).cumsum(1).int()
+    if T > 3:
+        document_BT[:, -2:] = -1
+    return [torch.randn(B, T, I), torch.randn(I, K), torch.randn(I)], document_BT
+
+
+def compare(B, T, I, K, **options):
+    tensors, document_BT = inputs(B, T, I, K)
+    check(
+        lambda *x: causal_conv(*x, document_BT),
+        lambda *x: reference(*x, document_BT),
+        tensors,
+        **options,
+    )
+
+
+def test_the_definition_is_the_sum_it_states():
+    (x, w, bias), document_BT = inputs(2, 30, 3, 4)
+    y = reference(x, w, bias, document_BT)
+    for b in range(2):
+        for t in range(30):
+            taps = [
+                t - j for j in range(4) if t >= j and document_BT[b, t - j] == document_BT[b, t]
+            ]
+            expected = bias + sum(w[:, 3 - t + s] * x[b, s] for s in taps)
+            torch.testing.assert_close(y[b, t], expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    B=st.integers(1, 3),
+    T=st.sampled_from([1, 2, 3, 63, 64]),
+    I=st.sampled_from([1, 7, 8, 33]),
+    K=st.integers(1, 5),
+)
+def test_equals_the_definition(B, T, I, K):
+    compare(B, T, I, K)
+
+
+def test_odd_lengths():
+    compare(2, 1000, 5, 4)
+
+
+def test_compiles():
+    compare(2, 20, 5, 4, compiled=True)
+
+
+def test_no_tap_reaches_another_document():
+    (x, w, bias), _ = inputs(1, 40, 6, 4)
+    document_BT = torch.tensor([[0] * 15 + [1] * 20 + [-1] * 5])
+    expected = causal_conv(x, w, bias, document_BT)
+    alone = causal_conv(x[:, 15:35], w, bias, document_BT[:, 15:35])
+    torch.testing.assert_close(alone, expected[:, 15:35])
+    x[:, :15] = torch.nan
+    x[:, 35:] = torch.nan
+    x.requires_grad_()
+    y = causal_conv(x, w, bias, document_BT)
+    assert torch.equal(y[:, 15:35], expected[:, 15:35])
+    y[:, 15:35].sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad[:, :15].abs().max() == 0
+
+
+def test_steps_equal_the_whole():
+    (x, w, bias), _ = inputs(2, 20, 3, 4)
+    y = causal_conv(x, w, bias, torch.zeros(2, 20))
+    window = torch.zeros(2, 4, 3)
+    for t in range(20):
+        step, window = causal_conv_step(window, x[:, t], w, bias)
+        torch.testing.assert_close(step, y[:, t])
+
+
+def test_refuses_shapes_that_disagree():
+    (x, w, bias), document_BT = inputs(2, 20, 3, 4)
+    with pytest.raises(ValueError, match="disagree"):
+        causal_conv(x, w[:2], bias, document_BT)
+    with pytest.raises(ValueError, match="disagree"):
+        causal_conv(x, w, bias, document_BT[:1])
