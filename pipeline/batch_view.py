@@ -25,6 +25,8 @@ from plait.tokenizers.errors import PlaitError
 
 MEDIA_BYTES = 1_200_000
 """Most characters of pictures and sounds in one page."""
+MOST_ROWS = 256
+"""Rows that are looked at for the fill, and to choose from."""
 MOST_PIECES = 600
 """Most tokens of a span that are spelled out."""
 SAMPLE_RATE_HZ = 16_000
@@ -63,24 +65,25 @@ class Shown:
 
 
 class BatchView:
-    """The first rows of a packing, decoded; `markup` is the picture and `data` what spans hold."""
+    """Some rows of a packing, decoded; `markup` is the picture and `data` what spans hold."""
 
     def __init__(self, rows: Rows, load: Callable[[str], Tokenizer], count: int = 8) -> None:
         self._rows = rows
         self._load = load
         self._room = MEDIA_BYTES
-        self.count = min(count, len(rows))
         self.seq_len = rows.seq_len
+        self.colours = {m: colour(m) for m in rows.vocabulary.modalities}
+        first = rows.arrays(range(min(len(rows), MOST_ROWS)))
+        self.looked_at = len(first.tokens)
+        self.fill = float((first.document >= 0).mean())
+        self.numbers = varied_rows(first.modality, first.document >= 0, count)
         self.data: list[list[dict[str, object]]] = []
         """For each row, its documents: key and parts."""
-        self.colours = {m: colour(m) for m in rows.vocabulary.modalities}
-        self.fill = 0.0
-        bars = [self._bar(number) for number in range(self.count)]
+        bars = [self._bar(at, number) for at, number in enumerate(self.numbers)]
         self.markup = tag("div", *bars, class_="rows", role="group", aria_label="Packed rows")
 
-    def _bar(self, number: int) -> Markup:
+    def _bar(self, at: int, number: int) -> Markup:
         row = self._rows[number]
-        self.fill += float((row.document >= 0).mean()) / self.count
         places = self._rows.documents_of(number)
         sources = [self._rows.streams[stream].document(i) for stream, i in places]
         documents = [Shown(key=source.key, parts=[]) for source in sources]
@@ -94,31 +97,12 @@ class BatchView:
                 drawn.append(tag("span", class_=kind, style=f"flex:{piece.stop - piece.start}"))
                 continue
             parts = documents[piece.document].parts
-            drawn.append(self._button(piece, f"{number} {piece.document} {len(parts)}"))
             parts.append(self._part(row, piece, piece.tokenizer, sources[piece.document]))
+            place = f"{at} {piece.document} {len(parts) - 1}"
+            drawn.append(_button(piece, piece.tokenizer.modality, number, place))
         self.data.append([asdict(document) for document in documents])
         bar = tag("div", *drawn, class_="bar")
         return tag("div", tag("span", str(number), class_="n"), bar, class_="row")
-
-    def _button(self, piece: Piece, at: str) -> Markup:
-        assert piece.tokenizer is not None
-        modality = piece.tokenizer.modality
-        label = (
-            f"row {at.split()[0]}, document {piece.document}, {modality}, "
-            f"{piece.stop - piece.start} tokens from position {piece.start}"
-        )
-        return tag(
-            "button",
-            type="button",
-            class_=f"span tint{piece.document % 3}",
-            style=f"flex:{piece.stop - piece.start};--c:{colour(modality)}",
-            data_at=at,
-            data_first="1" if modality in ("image", "speech") else None,
-            aria_label=label,
-            title=label,
-            aria_pressed="false",
-            tabindex=-1,
-        )
 
     def _part(self, row: Row, piece: Piece, info: TokenizerInfo, source: Document) -> Content:
         here = slice(piece.start, piece.stop)
@@ -139,6 +123,37 @@ class BatchView:
             return note("left out to keep this page small")
         self._room -= size
         return content
+
+
+def varied_rows(modality_NT: np.ndarray, kept_NT: np.ndarray, count: int) -> list[int]:
+    """Numbers of rows, rising, that together show much of every modality, so the rare ones too."""
+    tokens_NM = np.stack([((modality_NT == m) & kept_NT).sum(1) for m in range(256)], 1)
+    tokens_NM = tokens_NM[:, tokens_NM.any(0)].astype(np.float64)
+    chosen: list[int] = []
+    so_far_M = np.zeros(tokens_NM.shape[1])
+    while len(chosen) < min(count, len(tokens_NM)):
+        gain_N = np.sqrt(so_far_M + tokens_NM).sum(1)
+        gain_N[chosen] = -1
+        chosen.append(int(gain_N.argmax()))
+        so_far_M += tokens_NM[chosen[-1]]
+    return sorted(chosen)
+
+
+def _button(piece: Piece, modality: str, row: int, place: str) -> Markup:
+    n = piece.stop - piece.start
+    label = f"row {row}, document {piece.document}, {modality}, {n} tokens from {piece.start}"
+    return tag(
+        "button",
+        type="button",
+        class_=f"span tint{piece.document % 3}",
+        style=f"flex:{n};--c:{colour(modality)}",
+        data_at=place,
+        data_first="1" if modality in ("image", "speech") else None,
+        aria_label=label,
+        title=label,
+        aria_pressed="false",
+        tabindex=-1,
+    )
 
 
 def _whole_span(

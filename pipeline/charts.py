@@ -1,7 +1,7 @@
 """Charts as inline SVG: drawn in CSS colours, so they follow the page's theme, and in words."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from plait.pipeline.markup import Markup, join, tag
 COLOURS = {"text": "#0072B2", "image": "#E69F00", "speech": "#009E73", "bytes": "#CC79A7"}
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#999999")
+Place = Callable[[float], float]
 DASHES = {"text": None, "image": "7 3", "speech": "2 3", "bytes": "9 3 2 3"}
 
 
@@ -49,6 +50,8 @@ def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str)
     axis = tag("path", d=f"M{left} {height - bottom + 0.5}H{width - left}", class_="axis")
     ends = [(left, "start", f"{values[0]:,}"), (width - left, "end", f"{values[-1]:,} {unit}")]
     words = [_text(x, height - 6, word, anchor) for x, anchor, word in ends]
+    if len(set(np.diff(edges).round(6).tolist())) > 1:
+        words.append(_text(width / 2, height - 6, "log scale", "middle"))
     words.append(_text(left, 11, f"most in a bar: {int(bars.max()):,}", "start"))
     label = f"Histogram from {values[0]:,} to {values[-1]:,} {unit}"
     return _svg(width, height, label, *drawn, axis, *words)
@@ -56,7 +59,7 @@ def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str)
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False) -> Markup:
     """Lines over one pair of axes, each named at its end; log_y leaves out what is not above 0."""
-    width, height, left, right, top, bottom = 520, 260, 52, 84, 22, 34
+    width, height, left, right, top, bottom = 500, 250, 46, 72, 22, 34
     kept = [_finite(line, log_y) for line in lines]
     kept = [line for line in kept if line.x.size]
     if not kept:
@@ -83,7 +86,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool
     drawn.append(_text(4, 12, y_label, "start"))
     for line in kept:
         drawn.append(_draw(line, place_x, place_y))
-    drawn += _end_words(kept, place_x, place_y)
+    drawn += _end_words(kept, place_x, place_y, height - bottom)
     names = ", ".join(line.name for line in kept)
     return _svg(width, height, f"{y_label} over {x_label}: {names}", *drawn)
 
@@ -106,7 +109,7 @@ def swatch(modality: str) -> Markup:
     return tag("i", class_="swatch", style=f"--c:{colour(modality)}", aria_hidden="true")
 
 
-def _draw(line: Line, place_x, place_y) -> Markup:
+def _draw(line: Line, place_x: Place, place_y: Place) -> Markup:
     points = [(place_x(x), place_y(y)) for x, y in zip(line.x, line.y, strict=True)]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     style = f"--c:{line.colour}"
@@ -117,14 +120,15 @@ def _draw(line: Line, place_x, place_y) -> Markup:
     return join(drawn, *dots)
 
 
-def _end_words(lines: Sequence[Line], place_x, place_y, gap: float = 13.0) -> list[Markup]:
-    """The lines' names at their right ends, moved apart where they would overlap."""
-    ends = sorted((float(place_y(line.y[-1])), i) for i, line in enumerate(lines))
-    words, lowest = [], -math.inf
-    for y, i in ends:
-        lowest = max(y, lowest + gap)
-        x = max(place_x(line.x[-1]) for line in lines) + 6
-        words.append(_text(x, lowest + 4, lines[i].name, "start", colour=lines[i].colour))
+def _end_words(
+    lines: Sequence[Line], place_x: Place, place_y: Place, bottom: float, gap: float = 13.0
+) -> list[Markup]:
+    """The lines' names at the right, moved up where they would overlap or leave the chart."""
+    x = max(place_x(line.x[-1]) for line in lines) + 6
+    words, highest = [], bottom + gap - 4
+    for line in sorted(lines, key=lambda line: -place_y(line.y[-1])):
+        highest = min(place_y(line.y[-1]), highest - gap)
+        words.append(_text(x, highest + 4, line.name, "start", colour=line.colour))
     return words
 
 

@@ -1,10 +1,14 @@
-"""`plait inspect`: what is in a stream, a run or a tokenizer, as tables, JSON or one HTML page."""
+"""`plait inspect`: what is in a stream, a run or a tokenizer, as tables, JSON or one HTML page.
+
+Counting needs numpy alone; torch is imported when a page's packed batch is decoded.
+"""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
@@ -12,14 +16,15 @@ from rich.text import Text
 
 from plait.pipeline import page
 from plait.pipeline.alerts import run_alerts, stream_alerts
-from plait.pipeline.batch_view import BatchView
-from plait.pipeline.rows import Rows
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.stream import Stream
 from plait.pipeline.tables import make_console, print_table
 from plait.tokenizers.base import load_tokenizer
 from plait.tokenizers.errors import ConfigError
+
+if TYPE_CHECKING:
+    from plait.pipeline.batch_view import BatchView
 
 Facts = dict[str, object]
 
@@ -48,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def kind_of(path: Path) -> str:
-    """stream, run or tokenizer; ConfigError if the folder is none of them."""
+    """stream (finished or not), run or tokenizer; ConfigError if the folder is none of them."""
     for file, kind in (
         ("stream.json", "stream"),
         ("config.toml", "run"),
@@ -56,6 +61,8 @@ def kind_of(path: Path) -> str:
     ):
         if (path / file).is_file():
             return kind
+    if (path / "job").is_dir():
+        return "stream"
     what = "no such folder" if not path.exists() else "neither a stream, a run nor a tokenizer"
     raise ConfigError(f"{path}: {what} (looked for stream.json, config.toml, config.json)")
 
@@ -73,11 +80,11 @@ def inspect_stream(path: Path, options: InspectOptions) -> None:
         "tokens": stream.tokens,
         "bytes": stream.bytes,
     }
-    fill = view.fill if view and view.count else None
+    fill = view.fill if view else None
     alerts = stream_alerts(stream.documents, rejected, statistics, fill)
     if options.html:
         body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
-        write_page(options.html, f"Stream {path.name}", body, alerts, view)
+        write_page(options.html, f"Stream {path.resolve().name}", body, alerts, view)
     if options.json:
         facts: Facts = {"format": 1, **totals, "rejected_by_reason": rejected}
         facts["modalities"] = {name: modality_facts(s) for name, s in statistics.items()}
@@ -114,8 +121,11 @@ def modality_facts(s: ModalityStatistics) -> Facts:
     }
 
 
-def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> BatchView | None:
+def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView | None":
     """A packed batch; rows are made longer where a picture does not fit in them."""
+    from plait.pipeline.batch_view import BatchView
+    from plait.pipeline.rows import Rows
+
     while stream.documents and seq_len <= most:
         try:
             return BatchView(Rows(stream, seq_len=seq_len), stream.tokenizer)
@@ -130,7 +140,7 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
     alerts = run_alerts(train, validation, run.last("fill"))
     if options.html:
-        write_page(options.html, f"Run {path.name}", page.run_body(run), alerts, None)
+        write_page(options.html, f"Run {path.resolve().name}", page.run_body(run), alerts, None)
     if options.json:
         print_json(
             {
@@ -147,20 +157,9 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     console = make_console()
     console.print(Text(f"run {path}: {run.preset or 'no preset'}", style="bold"))
     print_totals(console, {"step": run.step, "parameters": run.parameters})
-    rows = [
-        [
-            name,
-            _four(train.get(name)),
-            _four(validation.get(name)),
-            _count(tokens.get(name)),
-            _count(run.active.get(name)),
-        ]
-        for name in dict.fromkeys([*train, *validation])
-    ]
-    header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
-    print_table(console, header, rows)
+    print_table(console, *page.run_table(run))
     if run.resumed:
-        console.print(f"resumed at step {', '.join(f'{s:,}' for s in run.resumed)}")
+        console.print(f"\nresumed at step {', '.join(f'{s:,}' for s in run.resumed)}")
     print_alerts(console, alerts, options.html)
 
 
@@ -180,7 +179,7 @@ def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
     rows = list(flat(facts))
     if options.html:
         body = [page.table(["Fact", "Value"], rows, class_="words")]
-        write_page(options.html, f"Tokenizer {path.name}", body, [], None)
+        write_page(options.html, f"Tokenizer {path.resolve().name}", body, [], None)
     if options.json:
         print_json(facts)
         return
@@ -209,7 +208,7 @@ def flat(facts: Mapping[str, object], prefix: str = "") -> list[list[str]]:
 
 
 def write_page(
-    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: BatchView | None
+    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "BatchView | None"
 ) -> None:
     """Write the HTML page, in UTF-8."""
     data = None
@@ -244,11 +243,3 @@ def _whole(value: float) -> float | int:
 
 def _without(facts: Facts, key: str) -> Facts:
     return {k: v for k, v in facts.items() if k != key}
-
-
-def _four(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"

@@ -51,7 +51,7 @@ const contents = {
 function show(button) {
   const [row, number, at] = button.dataset.at.split(" ").map(Number);
   const document_ = data.rows[row][number];
-  panel.replaceChildren(make("h3", `Row ${row}, document ${number}: ${document_.key}`));
+  panel.replaceChildren(make("h3", document_.key));
   document_.parts.forEach((part, i) => {
     const box = make("div", "", i === at ? "part here" : "part");
     box.style.setProperty("--c", data.colours[part.modality]);

@@ -10,11 +10,11 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 import plait
-from plait.pipeline.batch_view import BatchView
 from plait.pipeline.charts import (
     DASHES,
     Line,
@@ -28,6 +28,9 @@ from plait.pipeline.markup import Markup, join, script_json, tag
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.statistics import ModalityStatistics
 from plait.pipeline.vocabulary import TokenizerInfo
+
+if TYPE_CHECKING:
+    from plait.pipeline.batch_view import BatchView
 
 
 def render(
@@ -64,7 +67,7 @@ def stream_body(
     statistics: Mapping[str, ModalityStatistics],
     rejected: Mapping[str, int],
     tokenizers: Sequence[TokenizerInfo],
-    view: BatchView | None,
+    view: "BatchView | None",
 ) -> list[Markup]:
     """The sections of a stream's page."""
     present = {name: s for name, s in statistics.items() if s.tokens}
@@ -72,7 +75,7 @@ def stream_body(
     body += [section("By modality", "Tokens, and how evenly each vocabulary is used.")]
     body += [stacked_bar([(name, s.tokens) for name, s in present.items()])]
     body += [table(*modality_table(statistics), swatches=True)]
-    if view is not None and view.count:
+    if view is not None:
         body += [packed_batch(view)]
     body += [section("Lengths", "Tokens in a span: a caption, a picture, an utterance, a text.")]
     body += [tag("div", *(_lengths(name, s) for name, s in present.items()), class_="grid2")]
@@ -89,46 +92,49 @@ def stream_body(
 
 def run_body(run: RunFolder) -> list[Markup]:
     """The sections of a run's page."""
-    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
     totals = {"step": f"{run.step:,}", "parameters": f"{run.parameters:,}"}
-    totals["tokens seen"] = f"{sum(tokens.values()):,}"
+    totals["tokens seen"] = f"{sum(run.tokens().values()):,}"
     speed, fill = run.last("tokens_per_s"), run.last("fill")
     totals |= {"tokens a second": f"{speed:,.0f}"} if speed is not None else {}
     totals |= {"rows filled": f"{fill:.1%}"} if fill is not None else {}
-    names = [n for n in train if n != "all"]
-    rows = [
-        [
-            name,
-            _nats(train.get(name)),
-            _nats(validation.get(name)),
-            f"{tokens.get(name, sum(tokens.values())):,}",
-            f"{run.active[name]:,}" if name in run.active else f"{run.parameters:,}",
-        ]
-        for name in ["all", *names]
-    ]
-    header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
     body = [facts(totals), section("Loss", "Mean cross-entropy in nats a target.")]
-    body += [table(header, rows, swatches=True)]
+    body += [table(*run_table(run), swatches=True)]
     if run.resumed:
         body += [tag("p", f"Resumed at step {', '.join(f'{s:,}' for s in run.resumed)}.")]
+    figures = []
     for title, prefix, dots in (("Training", "", False), ("Validation", "validation/", True)):
-        chart = line_chart(
-            [_loss_line(run, prefix, name, dots) for name in ["all", *names]],
-            x_label="step",
-            y_label=f"{title.lower()} loss, nats",
-        )
-        body += [tag("figure", tag("h3", title), chart, class_="wide")]
+        lines = [_loss_line(run, prefix, name, dots) for name in run.losses(prefix) or ["all"]]
+        chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
+        figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
+    body += [tag("div", *figures, class_="grid2")]
     versions = [[name, version] for name, version in run.versions.items()]
-    if run.git_commit:
-        versions.append(["git commit", run.git_commit])
-    body += [section("Made with", ""), table(["Package", "Version"], versions, class_="words")]
-    return body
+    versions += [["git commit", run.git_commit]] if run.git_commit else []
+    return [
+        *body,
+        section("Made with", ""),
+        table(["Package", "Version"], versions, class_="words"),
+    ]
 
 
-def packed_batch(view: BatchView) -> Markup:
+def run_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
+    """Losses by modality, header and rows, as the terminal and the page show them."""
+    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
+    tokens["all"] = sum(tokens.values())
+    active = {**run.active, "all": run.parameters}
+    header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
+    rows = []
+    for name in dict.fromkeys(["all", *train, *validation]):
+        losses = [f"{x[name]:.4f}" if name in x else "" for x in (train, validation)]
+        counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, active)]
+        rows.append([name, *losses, *counts])
+    return header, rows
+
+
+def packed_batch(view: "BatchView") -> Markup:
     """The packed rows and the panel that shows a span's content."""
     words = (
-        f"The first {view.count} rows of {view.seq_len:,} tokens, {view.fill:.1%} filled. "
+        f"{len(view.numbers)} rows of {view.seq_len:,} tokens, chosen among the first "
+        f"{view.looked_at} to show every modality; these are {view.fill:.1%} filled. "
         "Colour is the modality, tint the document; thin dark strokes are markers, hatching is "
         "padding. Choose a span with the mouse, or with Tab and the arrow keys, to see what it "
         "decodes to."
@@ -216,10 +222,6 @@ def _loss_line(run: RunFolder, prefix: str, name: str, dots: bool) -> Line:
 
 def _marked(modality: str) -> Markup:
     return join(swatch(modality), modality) if modality != "all" else join(modality)
-
-
-def _nats(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
 
 
 def _read(name: str) -> str:
