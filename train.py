@@ -65,7 +65,8 @@ class Run:
         self.device = _device(config.device)
         self.streams = [Stream(path) for path in config.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
-        self.loader = self._loader("train")
+        rows = self._rows("train")
+        self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
         torch.manual_seed(config.seed)
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
         self.optimizer = optimizer.build_optimizer(self.model, config.optimizer)
@@ -79,11 +80,11 @@ class Run:
         print(self.describe())
         if self.step:
             print(f"resumed at step {self.step} of {c.steps}")
-        micro_step = self.step * c.rows.accumulate
-        self.loader.load_state_dict({**self.loader.state_dict(), "step": micro_step})
-        batches = iter(self.loader)
         clock = Clock(self.loader, self.step, c.steps)
-        with _board(self.folder if c.log.tensorboard else None) as board:
+        with (
+            contextlib.closing(iter(self.loader)) as batches,
+            _board(self.folder if c.log.tensorboard else None) as board,
+        ):
             while self.step < c.steps:
                 lr = self._train_step(batches)
                 last = self.step == c.steps
@@ -133,19 +134,18 @@ class Run:
     @torch.no_grad()
     def validate(self) -> Line:
         """Losses over the first batches of the held-out documents; causal for every model."""
-        loader = self._loader("validation")
+        rows, size = self._rows("validation"), self.config.rows.batch_size
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
-        n_batches = math.ceil(len(loader.rows) / self.config.rows.batch_size)
-        for number in range(min(self.config.validation.batches, n_batches)):
-            batch = loader.batch(number)
+        for start in range(0, min(len(rows), self.config.validation.batches * size), size):
+            batch = rows.batch(range(start, min(len(rows), start + size)))
             losses = self._losses(batch, Plan.of(batch))
             meters.add(batch, losses.sum_M, losses.count_M)
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 
-    def _loader(self, split: Literal["train", "validation"]) -> Loader:
+    def _rows(self, split: Literal["train", "validation"]) -> Rows:
         c = self.config
-        rows = Rows(
+        return Rows(
             self.streams,
             seq_len=c.rows.seq_len,
             packing=c.rows.packing,
@@ -155,8 +155,6 @@ class Run:
             validation=c.validation.share,
             vocabulary=self.vocabulary,
         )
-        prepare = _with_plan if split == "train" else None
-        return Loader(rows, batch_size=c.rows.batch_size, prepare=prepare)
 
     def describe(self) -> str:
         """Parameters and FLOPs by modality, memory, and the data."""
@@ -242,7 +240,7 @@ class Run:
         moments = optimizer.state_tensors(self.model, self.optimizer)
         save_file(moments, temporary / "optimizer.safetensors")
         state = {
-            "loader": {**self.loader.state_dict(), "step": self.step * self.config.rows.accumulate},
+            "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
             "step": self.step,
         }

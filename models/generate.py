@@ -22,7 +22,7 @@ from torch import Tensor
 from plait.models.checkpoint import load
 from plait.models.decoder import Decoder
 from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
-from plait.tokenizers.base import Encoded, Tokenizer, load_tokenizer
+from plait.tokenizers.base import Encoded, Tokenizer, Waveform, load_tokenizer
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.media import read_audio, read_image
 
@@ -242,12 +242,12 @@ def _write(tokenizer: Tokenizer, encoded: Encoded, out: Path, number: int | None
     tail = "" if number is None else f"-{number}"
     path = out / f"{tokenizer.modality}{tail}.{suffixes.get(tokenizer.modality, 'bin')}"
     raw = tokenizer.decode(encoded)
-    if tokenizer.modality == "text":
-        path.write_text(raw, encoding="utf-8")
-    elif tokenizer.modality == "image":
-        raw.save(path)
-    elif tokenizer.modality == "speech":
+    if isinstance(raw, str):
+        path.write_bytes(raw.encode())
+    elif isinstance(raw, bytes):
+        path.write_bytes(raw)
+    elif isinstance(raw, Waveform):
         soundfile.write(path, np.clip(raw.samples, -1, 1), raw.sample_rate_hz, subtype="PCM_16")
     else:
-        path.write_bytes(raw)
+        raw.save(path)
     return path

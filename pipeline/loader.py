@@ -8,7 +8,7 @@ than making it.
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from queue import Empty, Queue
 from typing import Generic, TypedDict, TypeVar, overload
 
@@ -90,7 +90,7 @@ class Loader(Generic[Item]):
         first = step * self.batch_size + self.rank * each
         return self.rows.batch(range(first, first + each), step)
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Generator[Item, None, None]:
         if self._prefetch < 1:
             while True:
                 began = time.monotonic()

@@ -91,7 +91,7 @@ class Tokenizer(ABC):
         """Encode raw samples of this modality, one `Encoded` each, in order."""
 
     @abstractmethod
-    def decode(self, encoded: Encoded):
+    def decode(self, encoded: Encoded) -> Raw:
         """Turn ids back into text, a picture, a waveform or bytes (as near as the codes allow)."""
 
     @abstractmethod
