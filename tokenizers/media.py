@@ -35,6 +35,8 @@ def read_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.I
         raise
     except Image.UnidentifiedImageError:
         raise SampleError("not a picture in a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise SampleError(f"picture of too many pixels (at most {max_pixels:,})") from None
     except MemoryError:
         raise SampleError("not enough memory to decode the picture") from None
     except Exception as error:  # a decoder may raise anything on damaged data
