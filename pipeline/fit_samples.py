@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import xxhash
 
-from plait.pipeline.source import Part, Rejected, Sample, Source, open_sources
-from plait.tokenizers.base import Waveform
+from plait.pipeline.source import Rejected, Sample, Source, open_sources
 from plait.tokenizers.errors import ConfigError, SampleError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from plait.tokenizers.base import Waveform
 
 PARTS = {"text": ("text",), "image": ("image",), "speech": ("audio",), "bytes": ("bytes", "text")}
 """The parts of a sample that each kind of tokenizer takes."""
@@ -42,20 +43,17 @@ class FitSamples:
     """Samples that cannot be used, by source and key."""
 
     def load(self, numbers: list[set[int]]) -> Iterator[Raw]:
-        """Raw samples of `fit` or `held_out`; one that cannot be read goes to `rejected`."""
+        """Raw samples of `fit` or `held_out`; one that cannot be read moves to `rejected`."""
         for source, chosen in zip(self.sources, numbers, strict=True):
             for number, sample in enumerate(source.read(0, len(source)) if chosen else ()):
-                if number in chosen and isinstance(sample, Sample):
-                    yield from self._load(source, sample)
-
-    def _load(self, source: Source, sample: Sample) -> Iterator[Raw]:
-        for part in sample.parts:
-            if part.kind not in PARTS[self.kind]:
-                continue
-            try:
-                yield _load_part(part, self.kind)
-            except SampleError as error:
-                self.reject(Rejected(source=str(source.path), key=sample.key, reason=str(error)))
+                if number not in chosen or isinstance(sample, Rejected):
+                    continue
+                try:
+                    yield from _load_parts(sample, self.kind)
+                except SampleError as error:
+                    path, reason = str(source.path), str(error)
+                    self.reject(Rejected(source=path, key=sample.key, reason=reason))
+                    chosen.discard(number)
 
     def reject(self, rejected: Rejected) -> None:
         """Note a sample, once, however often it is read."""
@@ -63,9 +61,8 @@ class FitSamples:
 
     def counts(self) -> dict[str, int]:
         """Samples fitted on, held out and rejected, as they now stand."""
-        keys = {"fit": self.fit, "held_out": self.held_out}
-        counts = {name: sum(map(len, numbers)) for name, numbers in keys.items()}
-        return {**counts, "rejected": len(self.rejected)}
+        fitted, held_out = sum(map(len, self.fit)), sum(map(len, self.held_out))
+        return {"fit": fitted, "held_out": held_out, "rejected": len(self.rejected)}
 
 
 def find_samples(
@@ -143,23 +140,19 @@ def _nothing_found(
     return f"{path}: nothing to fit {kind} on: no {wanted}, but {what}{''.join(reasons)}"
 
 
-def _load_part(part: Part, kind: str) -> Raw:
-    """A raw sample as the tokenizers take it; SampleError if it is not usable."""
-    raw = part.load()
-    if kind == "bytes" and isinstance(raw, str):
-        raw = _checked_text(raw).encode()
+def _load_parts(sample: Sample, kind: str) -> list[Raw]:
+    """Raw samples as the tokenizers take them; SampleError if one is not usable."""
+    return [_checked(part.load(), kind) for part in sample.parts if part.kind in PARTS[kind]]
+
+
+def _checked(raw: Raw, kind: str) -> Raw:
     if isinstance(raw, str):
-        raw = _checked_text(raw)
-    if isinstance(raw, Waveform) and not len(raw.samples):
-        raise SampleError("the sound is empty")
+        try:
+            data = raw.encode()
+        except UnicodeEncodeError as error:
+            reason = f"lone surrogate at character {error.start}: no valid Unicode"
+            raise SampleError(reason) from None
+        raw = data if kind == "bytes" else raw
     if isinstance(raw, (str, bytes)) and not raw:
-        raise SampleError(f"empty {part.kind}")
+        raise SampleError("empty")
     return raw
-
-
-def _checked_text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SampleError(f"lone surrogate at character {error.start}: no valid Unicode") from None
-    return text
