@@ -186,10 +186,28 @@ def _copy(
     for shard in np.unique(shards).tolist():
         window.readers[shard].verify_blocks(blocks[shards == shard])
     place = window.places[spans] + skip
-    columns = (shards, window.wide[spans], place, place + count, target, target + count, start)
-    for shard, wide, a, b, c, d, add in zip(*(x.tolist() for x in columns), strict=True):
+    columns = (shards, window.wide[spans], place, place + count, target, target + count)
+    for shard, wide, a, b, c, d in zip(*(x.tolist() for x in columns), strict=True):
         reader = window.readers[shard]
-        np.add(reader.ids32[a:b] if wide else reader.ids16[a:b], add, out=flat[c:d])
+        flat[c:d] = reader.ids32[a:b] if wide else reader.ids16[a:b]
+    _lift(flat, target, count, start)
+
+
+def _lift(flat: np.ndarray, target: np.ndarray, count: np.ndarray, start: np.ndarray) -> None:
+    """Add `start` to each run of `count` from `target` on; the runs are in order.
+
+    One addition over the whole batch: numpy takes 1 us for each small one.
+    """
+    if not len(target):
+        return
+    end = target + count
+    lengths = np.empty(2 * len(target), np.int64)
+    lengths[0::2] = count
+    lengths[1:-1:2] = target[1:] - end[:-1]
+    lengths[-1] = 0
+    values = np.zeros_like(lengths)
+    values[0::2] = start
+    flat[target[0] : end[-1]] += np.repeat(values, lengths)
 
 
 def _copy_patches(

@@ -30,41 +30,44 @@ def open_lines(path: Path, offset: int = 0) -> Iterator[Iterator[bytes]]:
 
 
 class Lines:
-    """The lines of one file by number, from 0; `number_of` says the line's number in the file."""
+    """The lines of one file that are not blank, by number from 0."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.compressed = path.suffix == ".gz"
         self.hash = _hash_file(path)
-        self._offsets: list[int] = []
+        self._places: list[tuple[int, int]] = []
         self.count = 0
-        for offset, _ in self._scan(0):
+        for offset, line_number, _ in self._scan(0, 1):
             if self.count % SEEK_EVERY == 0:
-                self._offsets.append(offset)
+                self._places.append((offset, line_number))
             self.count += 1
 
     def __len__(self) -> int:
         return self.count
 
     def read(self, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-        """(number, line) of lines start .. stop - 1 that are not blank; numbers count from 1."""
+        """Lines start .. stop - 1, each with its line number in the file, which counts from 1."""
         if start >= stop:
             return
         seek = 0 if self.compressed else start // SEEK_EVERY
-        for number, (_, line) in enumerate(self._scan(self._offsets[seek]), seek * SEEK_EVERY):
+        lines = self._scan(*self._places[seek])
+        for number, (_, line_number, line) in enumerate(lines, seek * SEEK_EVERY):
             if number >= stop:
                 return
             if number >= start:
-                yield number + 1, line
+                yield line_number, line
 
-    def _scan(self, offset: int) -> Iterator[tuple[int, bytes]]:
+    def _scan(self, offset: int, line_number: int) -> Iterator[tuple[int, int, bytes]]:
+        """(byte offset, line number, line) from a place in the file on."""
         with self.path.open("rb", buffering=1 << 20) as raw:
             file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if self.compressed else raw
             file.seek(offset)
             for line in _bounded_lines(file, self.path):
                 if line.strip():
-                    yield offset, line
+                    yield offset, line_number, line
                 offset += len(line)
+                line_number += 1
 
 
 def _bounded_lines(file: IO[bytes], path: Path) -> Iterator[bytes]:

@@ -42,7 +42,7 @@ def permutation(n: int, *salt: int) -> np.ndarray:
     return np.argsort(hashes(np.arange(n), *salt), kind="stable")
 
 
-def windows(documents: np.ndarray, seed: int) -> list[np.ndarray]:
+def windows(documents: np.ndarray, *salt: int) -> list[np.ndarray]:
     """Shards in a random order, grouped into windows; each list holds shard numbers.
 
     The groups are the same in every epoch, so a window always makes the same number of rows, and
@@ -50,7 +50,7 @@ def windows(documents: np.ndarray, seed: int) -> list[np.ndarray]:
     """
     groups: list[list[int]] = []
     size = WINDOW_DOCUMENTS
-    for shard in permutation(len(documents), seed, 1).tolist():
+    for shard in permutation(len(documents), *salt, 1).tolist():
         if size + int(documents[shard]) > WINDOW_DOCUMENTS and (not groups or groups[-1]):
             groups.append([])
             size = 0

@@ -80,7 +80,11 @@ class Plan:
 
 
 class StreamPlan:
-    """Rows of one stream, epoch after epoch."""
+    """Rows of one stream, epoch after epoch.
+
+    `number` is the stream's place in a mixture: the same stream twice comes in two orders, but
+    with one split.
+    """
 
     def __init__(
         self,
@@ -89,6 +93,7 @@ class StreamPlan:
         seq_len: int,
         packing: Packing,
         seed: int,
+        number: int,
         split: Split,
         validation: float,
     ) -> None:
@@ -96,12 +101,13 @@ class StreamPlan:
         self.seq_len = seq_len
         self.packing: Packing = packing
         self._seed = seed
+        self._salt = (seed, number)
         self._split: Split = split
         self._validation = validation
         self._marked = np.array([t.modality != "text" for t in stream.tokenizers])
         self._splittable = np.array([t.splittable for t in stream.tokenizers])
         shard_documents = np.array([s.documents for s in stream.shards], np.int64)
-        self._groups = windows(shard_documents, seed)
+        self._groups = windows(shard_documents, *self._salt)
         self._windows: OrderedDict[int, Window] = OrderedDict()
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         self.window_rows = np.array(
@@ -114,7 +120,7 @@ class StreamPlan:
         """Epoch, window, and row in the window, of row number `row` from 0 on for ever."""
         epoch, row = divmod(row, self.rows)
         if self._epoch is None or self._epoch[0] != epoch:
-            order = permutation(len(self._groups), self._seed, 3, epoch)
+            order = permutation(len(self._groups), *self._salt, 3, epoch)
             self._epoch = (epoch, order, cumulative(self.window_rows[order]))
         _, order, starts = self._epoch
         at = int(np.searchsorted(starts, row, "right")) - 1
@@ -185,7 +191,7 @@ class StreamPlan:
         return best_fit(-np.sort(-sizes), self.seq_len)[1]
 
     def _make(self, window: Window, epoch: int) -> Plan:
-        salt = (self._seed, 4, epoch, window.number)
+        salt = (*self._salt, 4, epoch, window.number)
         return self._concat(window, salt) if self.packing == "concat" else self._best(window, salt)
 
     def _concat(self, window: Window, salt: tuple[int, ...]) -> Plan:

@@ -68,7 +68,8 @@ class Rows:
                 stream,
                 seq_len=seq_len,
                 packing=packing,
-                seed=seed + number,
+                seed=seed,
+                number=number,
                 split=split,
                 validation=validation,
             )

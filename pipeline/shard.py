@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,7 @@ from plait.pipeline import job as jobs
 from plait.pipeline.encode import Routing
 from plait.pipeline.job import Job, Record, Task
 from plait.pipeline.progress import Progress
-from plait.pipeline.source import find_sources
+from plait.pipeline.source import Source, find_sources
 from plait.tokenizers.base import Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError, PlaitError
 
@@ -63,6 +64,7 @@ def shard(
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
     found = [find_sources(path, source) for path in sources]
     opened = [s for f in found for s in f.sources]
+    _check_distinct(opened)
     out = Path(out)
     captioned = [s.path.parent for s in opened if s.kind in ("images", "audio")]
     _check_place(out, [s.path for s in opened] + captioned + [f.root for f in found])
@@ -78,8 +80,14 @@ def shard(
     with jobs.locked(job):
         to_do = jobs.begin(job, [t for t, _ in pairs])
         if to_do:
-            _run(job, [t for t, _ in pairs], workers)
-            jobs.finish(job)
+            try:
+                _run(job, [t for t, _ in pairs], workers)
+                jobs.finish(job)
+            except OSError as error:
+                raise PlaitError(
+                    f"{error.filename or out}: {error.strerror or error}; the same command goes on "
+                    "where it stopped"
+                ) from error
     return _summary(
         job, time.monotonic() - started, not to_do, [p for f in found for p in f.passed_over]
     )
@@ -112,7 +120,7 @@ def _run_in_processes(job: Job, tasks: list[Task], workers: int) -> Iterator[tup
         try:
             while True:
                 for task in waiting:
-                    running[pool.submit(_work, task)] = task
+                    running[_submit(pool, task)] = task
                     if len(running) >= 2 * workers:
                         break
                 if not running:
@@ -128,6 +136,13 @@ def _run_in_processes(job: Job, tasks: list[Task], workers: int) -> Iterator[tup
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Record]:
+    try:
+        return pool.submit(_work, task)
+    except OSError as error:  # a worker died while others were being started
+        raise BrokenProcessPool(str(error)) from error
+
+
 def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
     context = get_context("spawn")
     return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
@@ -135,8 +150,12 @@ def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
 
 @dataclass
 class _Worker:
+    """What a worker process keeps between tasks."""
+
     job: Job
-    tokenizers: list[Tokenizer]
+    tokenizers: list[Tokenizer] = field(default_factory=list)
+    error: Exception | None = None
+    """Why it could not start; raised by its first task, so that it reaches the user."""
 
 
 _WORKER: list[_Worker] = []
@@ -147,11 +166,15 @@ def _start_worker(job: Job) -> None:
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.join,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-    folders = [job.out / "tokenizers" / info.name for info in job.infos]
-    _WORKER.append(_Worker(job, [load_tokenizer(folder) for folder in folders]))
+    worker = _Worker(job)
+    _WORKER.append(worker)
+    try:
+        folders = [job.out / "tokenizers" / info.name for info in job.infos]
+        worker.tokenizers = [load_tokenizer(folder) for folder in folders]
+    except Exception as error:
+        worker.error = error
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _die_with(join: Callable[[], None]) -> None:
@@ -161,6 +184,8 @@ def _die_with(join: Callable[[], None]) -> None:
 
 def _work(task: Task) -> Record:
     worker = _WORKER[0]
+    if worker.error is not None:
+        raise worker.error
     return jobs.run_task(worker.job, worker.tokenizers, task)
 
 
@@ -194,6 +219,15 @@ def _check_place(out: Path, folders: Sequence[Path]) -> None:
             raise ConfigError(
                 f"--out {out} lies inside the source {folder}; choose a place outside"
             )
+
+
+def _check_distinct(sources: Sequence[Source]) -> None:
+    seen = set()
+    for source in sources:
+        place = (source.kind, source.path.resolve())
+        if place in seen:
+            raise ConfigError(f"{source.path}: named twice; each document should come once")
+        seen.add(place)
 
 
 def _summary(job: Job, seconds: float, already_done: bool, passed_over: list[Path]) -> Summary:

@@ -69,7 +69,7 @@ class Part:
         data = _read_bounded(value) if isinstance(value, Path) else value
         if self.kind == "bytes":
             return data.encode() if isinstance(data, str) else data
-        return data if isinstance(data, str) else _utf8(data)
+        return _utf8(data) if isinstance(data, bytes) else _valid(data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +297,14 @@ def _read_bounded(path: Path) -> bytes:
     if size > MAX_FILE_BYTES:
         raise SampleError(f"file too large: {size} bytes, at most {MAX_FILE_BYTES}")
     return path.read_bytes()
+
+
+def _valid(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SampleError(f"not valid Unicode: lone surrogate at {error.start}") from None
+    return text
 
 
 def _utf8(data: bytes) -> str:
