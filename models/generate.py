@@ -160,7 +160,7 @@ class Grammar:
         cls, name: str, tokenizer: Tokenizer, vocabulary: Vocabulary, options: GenerateOptions
     ) -> "Grammar":
         """The grammar of one of the run's tokenizers."""
-        rate = getattr(tokenizer, "tokens_per_s", None)
+        rate = tokenizer.tokens_per_s
         longest = options.max_tokens if rate is None else round(options.seconds * rate)
         longest = max(longest // tokenizer.width, 1) * tokenizer.width
         end = vocabulary.end(name)

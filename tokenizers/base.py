@@ -82,6 +82,9 @@ class Tokenizer(ABC):
     width: int = 1
     """Tokens in a row of the grid; a span may end, or be cut, only at a multiple of it."""
 
+    tokens_per_s: float | None = None
+    """Tokens in a second of sound, at most; None for what has no duration."""
+
     def allowed(self, position: int) -> range:
         """The local ids that may stand at a position of a span, counted from 0."""
         return range(self.vocab_size)

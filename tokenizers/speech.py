@@ -82,6 +82,13 @@ class MDCT(Tokenizer):
         self.sample_rate_hz, self.hop, self.power = sample_rate_hz, hop, power
         self.codebooks, self.codebook_size, _ = codebooks_LKD.shape
         self.vocab_size = self.codebooks * self.codebook_size
+        self.width = self.codebooks
+        self.tokens_per_s = sample_rate_hz / hop * self.codebooks
+
+    def allowed(self, position: int) -> range:
+        """The codes of the level whose turn it is."""
+        first = position % self.codebooks * self.codebook_size
+        return range(first, first + self.codebook_size)
 
     def encode_batch(self, samples: Sequence[Waveform]) -> list[Encoded]:
         """A frame for each `hop` samples, and one more; SampleError if one is empty or not finite.

@@ -45,6 +45,7 @@ class Units(Tokenizer):
         self.weights = weights
         self.sample_rate_hz, self.unit_rate_hz = sample_rate_hz, unit_rate_hz
         self.vocab_size = len(weights["centroids"])
+        self.tokens_per_s = float(unit_rate_hz)
 
     def encode_batch(self, samples: Sequence[Waveform]) -> list[Encoded]:
         """Units of each sound; SampleError if one is empty or not finite."""
