@@ -18,11 +18,11 @@ def fit_codebooks(
     size: int,
     *,
     seed: int = 0,
-    iterations: int = 10,
-    max_points: int = 60_000,
+    iterations: int = 5,
+    max_points: int = 40_000,
     progress: Progress = ignore,
 ) -> Tensor:
-    """Codebooks [L, K, D]."""
+    """Codebooks [L, K, D]; more points help more than more iterations do."""
     residual_ND, codebooks = x_ND, []
     for level in range(levels):
         progress(f"codebook {level + 1} of {levels}", level / levels)
