@@ -14,8 +14,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 log = logging.getLogger("plait.kernels")
 
@@ -42,6 +46,24 @@ def library(name: str) -> ctypes.CDLL | None:
         output = getattr(error, "stderr", None) or error
         log.warning("%s does not build, plain torch is used: %s", source.name, output)
         return None
+
+
+def call(name: str, function: str, sizes: Sequence[int], tensors: Sequence[Tensor]) -> int:
+    """A function of `name`.c: the sizes, the number of threads, the tensors' memory."""
+    compiled = library(name)
+    assert compiled is not None
+    assert all(x.is_contiguous() and x.device.type == "cpu" for x in tensors)
+    numbers = [ctypes.c_int64(size) for size in sizes]
+    pointers = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
+    return getattr(compiled, function)(*numbers, ctypes.c_int(torch.get_num_threads()), *pointers)
+
+
+def sum_in_order(parts: Tensor) -> Tensor:
+    """The sum over the first axis, always in the same order, whatever the threads."""
+    total = parts.new_zeros(parts.shape[1:])
+    for part in parts.unbind():
+        total += part
+    return total
 
 
 def _built(source: Path, compiler: str) -> ctypes.CDLL:

@@ -12,10 +12,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef float vec __attribute__((vector_size(32)));
-typedef int32_t ints __attribute__((vector_size(32)));
+/* The processor's own width: a wider vector would be taken apart into single numbers. */
+#if defined(__AVX512F__)
+enum { BYTES = 64 };
+#elif defined(__AVX2__)
+enum { BYTES = 32 };
+#else
+enum { BYTES = 16 };
+#endif
+typedef float vec __attribute__((vector_size(BYTES)));
+typedef int32_t ints __attribute__((vector_size(BYTES)));
 
-enum { WIDTH = 8, LANES = 32, VECS = LANES / WIDTH, KEPT = 32 };
+enum { WIDTH = BYTES / 4, LANES = 32, VECS = LANES / WIDTH, KEPT = 32 };
 
 typedef struct { vec v[VECS]; } block;
 
@@ -36,7 +44,9 @@ static inline vec exp2_of(vec x) {
 }
 
 static inline float sum_of(vec x) {
-    return ((x[0] + x[4]) + (x[1] + x[5])) + ((x[2] + x[6]) + (x[3] + x[7]));
+    float sum = 0.0f;
+    for (int l = 0; l < WIDTH; l++) sum += x[l];
+    return sum;
 }
 
 /* `count` floats of a row, zero beyond; and back. */

@@ -1,11 +1,9 @@
 """The selective scan of scan.c: float32 on CPUs, contiguous tensors."""
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from plait.kernels.compile_c import library
+from plait.kernels.compile_c import call, library, sum_in_order
 
 KEPT = 32
 """Steps between kept states; the same number stands in scan.c."""
@@ -39,22 +37,9 @@ def backward(dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI
     inputs = (dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI)
     parts = (dA_BIS, dB_JBTS, dC_JBTS, dD_BI)
     _call("scan_backward", (B, T, I, A_IS.shape[1]), (*inputs, du_BTI, ddt_BTI, *parts))
-    return [du_BTI, ddt_BTI, *(_sum_in_order(part) for part in parts)]
+    return [du_BTI, ddt_BTI, *(sum_in_order(part) for part in parts)]
 
 
 def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:
-    scan = library("scan")
-    assert scan is not None
-    assert all(x.is_contiguous() and x.device.type == "cpu" for x in tensors)
-    pointers = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
-    numbers = [ctypes.c_int64(size) for size in sizes]
-    if getattr(scan, name)(*numbers, ctypes.c_int(torch.get_num_threads()), *pointers):
+    if call("scan", name, sizes, tensors):
         raise MemoryError(f"{name}: no memory for the states of {sizes}")
-
-
-def _sum_in_order(parts: Tensor) -> Tensor:
-    """The sum over the first axis, always in the same order."""
-    total = parts.new_zeros(parts.shape[1:])
-    for part in parts.unbind():
-        total += part
-    return total

@@ -10,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.kernels.choose import choose
+from plait.kernels.compile_c import call, library
+
+CHUNK = 256
+"""Positions whose rows are gathered at once where there is no compiler."""
 
 
 def weighted_bag(
@@ -49,41 +53,69 @@ class _WeightedBag(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *dy):
-        (dy_ND,) = dy
         values_RD, index_NJ, weight_NJ = ctx.saved_tensors
         dvalues_RD = dweight_NJ = None
         if ctx.needs_input_grad[0]:
-            dvalues_RD = _table_gradient(values_RD, index_NJ, weight_NJ, dy_ND, ctx.sparse_grad)
+            row_U, dvalues_UD = rows_op(dy[0], index_NJ, weight_NJ.to(dy[0].dtype))
+            dvalues_RD = _table_gradient(values_RD, row_U, dvalues_UD, ctx.sparse_grad)
         if ctx.needs_input_grad[2]:
-            dweight_NJ = _dots(values_RD, index_NJ, dy_ND).to(weight_NJ.dtype)
+            dweight_NJ = dots_op(values_RD, index_NJ, dy[0]).to(weight_NJ.dtype)
         return dvalues_RD, None, dweight_NJ, None
 
 
-def _table_gradient(
-    values_RD: Tensor, index_NJ: Tensor, weight_NJ: Tensor, dy_ND: Tensor, sparse: bool
-) -> Tensor:
-    """Rows that were read, each summed in the order of the positions: a bag of dy by row."""
-    slot_P, order_P = index_NJ.flatten().sort(stable=True)
-    row_U, count_U = slot_P.unique_consecutive(return_counts=True)
-    dvalues_UD = F.embedding_bag(
-        order_P // index_NJ.shape[1],
-        dy_ND,
-        count_U.cumsum(0) - count_U,
-        per_sample_weights=weight_NJ.flatten()[order_P].to(dy_ND.dtype),
-        mode="sum",
+def _table_gradient(values_RD: Tensor, row_U: Tensor, dvalues_UD: Tensor, sparse: bool) -> Tensor:
+    if not sparse:
+        return torch.zeros_like(values_RD).index_copy_(0, row_U, dvalues_UD)
+    return torch.sparse_coo_tensor(
+        row_U[None], dvalues_UD, values_RD.shape, is_coalesced=True, check_invariants=False
     )
-    if sparse:
-        shape = values_RD.shape
-        return torch.sparse_coo_tensor(
-            row_U[None], dvalues_UD, shape, is_coalesced=True, check_invariants=False
-        )
-    return torch.zeros_like(values_RD).index_copy_(0, row_U, dvalues_UD)
 
 
-def _dots(values_RD: Tensor, index_NJ: Tensor, dy_ND: Tensor, chunk: int = 256) -> Tensor:
-    """values[index[n, j]] . dy[n], a few positions at a time so that the rows stay in cache."""
+@torch.library.custom_op("plait::weighted_bag_rows", mutates_args=())
+def rows_op(dy: Tensor, index: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that were read, each once and rising, and their gradients, summed in reading order."""
+    slot_P, order_P = index.flatten().sort(stable=True)
+    row_U, count_U = slot_P.unique_consecutive(return_counts=True)
+    J, weight_P = index.shape[1], weight.flatten()
+    if _compiled(dy, weight):
+        first_U1 = torch.cat([count_U.new_zeros(1), count_U.cumsum(0)])
+        dvalues_UD = dy.new_empty(len(row_U), dy.shape[1])
+        inputs = (dy.contiguous(), weight_P, order_P, first_U1)
+        call("value_table", "bag_rows", (len(row_U), J, dy.shape[1]), (*inputs, dvalues_UD))
+        return row_U, dvalues_UD
+    first_U, weight_P = count_U.cumsum(0) - count_U, weight_P[order_P]
+    return row_U, F.embedding_bag(
+        order_P // J, dy, first_U, per_sample_weights=weight_P, mode="sum"
+    )
+
+
+@rows_op.register_fake
+def _(dy, index, weight):
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return index.new_empty(rows), dy.new_empty(rows, dy.shape[1])
+
+
+@torch.library.custom_op("plait::weighted_bag_dots", mutates_args=())
+def dots_op(values: Tensor, index: Tensor, dy: Tensor) -> Tensor:
+    """values[index[n, j]] . dy[n]; [N, J]."""
+    if _compiled(values, dy):
+        out_NJ = dy.new_empty(index.shape)
+        inputs = (dy.contiguous(), values.contiguous(), index.contiguous())
+        call("value_table", "bag_dots", (*index.shape, dy.shape[1]), (*inputs, out_NJ))
+        return out_NJ
     parts = [
-        torch.bmm(F.embedding(index, values_RD), dy[:, :, None]).squeeze(-1)
-        for index, dy in zip(index_NJ.split(chunk), dy_ND.split(chunk), strict=True)
+        torch.bmm(F.embedding(index, values), dy[:, :, None]).squeeze(-1)
+        for index, dy in zip(index.split(CHUNK), dy.split(CHUNK), strict=True)
     ]
     return torch.cat(parts)
+
+
+@dots_op.register_fake
+def _(values, index, dy):
+    return dy.new_empty(index.shape)
+
+
+def _compiled(*tensors: Tensor) -> bool:
+    """Whether value_table.c serves: float32 on a CPU."""
+    plain = all(x.device.type == "cpu" and x.dtype is torch.float32 for x in tensors)
+    return plain and library("value_table") is not None

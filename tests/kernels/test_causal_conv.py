@@ -3,10 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels.causal_conv import causal_conv, causal_conv_step
-from plait.kernels.causal_conv import causal_conv as reference
+from plait.kernels.causal_conv import causal_conv, causal_conv_step, conv_op, reference
 
-from .check import check
+from .check import check, check_op
 
 
 def inputs(B, T, I, K):
@@ -89,3 +88,30 @@ def test_refuses_shapes_that_disagree():
         causal_conv(x, w[:2], bias, document_BT)
     with pytest.raises(ValueError, match="disagree"):
         causal_conv(x, w, bias, document_BT[:1])
+
+
+def test_the_op_holds_together():
+    (x, w, bias), document_BT = inputs(2, 70, 5, 4)
+    tensors = [t.requires_grad_() for t in (x, w.T.contiguous(), bias)]
+    check_op(conv_op, (*tensors, document_BT))
+
+
+def test_threads_change_nothing():
+    tensors, document_BT = inputs(3, 200, 17, 4)
+    tensors = [x.requires_grad_() for x in tensors]
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y = causal_conv(*tensors, document_BT)
+            results.append([y, *torch.autograd.grad(y.square().sum(), tensors)])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_gradcheck_in_float64():
+    tensors, document_BT = inputs(1, 9, 2, 3)
+    tensors = [x.double().requires_grad_() for x in tensors]
+    assert torch.autograd.gradcheck(lambda *x: causal_conv(*x, document_BT), tensors)

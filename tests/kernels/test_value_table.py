@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels.value_table import reference, weighted_bag
+from plait.kernels import value_table
+from plait.kernels.value_table import dots_op, reference, rows_op, weighted_bag
 
-from .check import check
+from .check import check, check_op
 
 
 def inputs(R, D, N, J):
@@ -33,6 +34,25 @@ def compare(sizes, sparse, **options):
 )
 def test_equals_the_definition(R, D, N, J, sparse):
     compare((R, D, N, J), sparse)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(value_table, "library", lambda name: None)
+    compare((50, 7, 300, 3), sparse=False)
+    compare((50, 7, 300, 3), sparse=True)
+
+
+def test_the_ops_hold_together():
+    values, index, weight = inputs(50, 8, 20, 3)
+    dy = torch.randn(20, 8)
+    check_op(rows_op, (dy, index, weight))
+    check_op(dots_op, (values, index, dy))
+
+
+def test_float64_and_gradcheck():
+    values, index, weight = inputs(9, 4, 3, 2)
+    leaves = (values.double().requires_grad_(), weight.double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda v, w: weighted_bag(v, index, w), leaves)
 
 
 def test_a_thousand_positions():
