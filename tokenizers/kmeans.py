@@ -76,7 +76,8 @@ def _seed_centroids(x_ND: Tensor, k: int, generator: torch.Generator) -> Tensor:
         tried = tried.clamp(max=len(x_ND) - 1)
         to_tried = norm_N[tried, None] + norm_N - 2 * (x_ND[tried] @ x_ND.T)
         left = torch.minimum(to_tried.clamp(min=0), distance_N)
-        best = int(tried[left.double().sum(1).argmin()])
+        total = left.cumsum(1, dtype=torch.float64)[:, -1]  # sum() may add in another order
+        best = int(tried[total.argmin()])
         chosen.append(best)
         distance_N = torch.minimum(distance_N, (x_ND - x_ND[best]).square().sum(1))
     return x_ND[chosen + chosen[:1] * (k - len(chosen))]
