@@ -268,6 +268,14 @@ def test_units_decode_to_nearly_their_spectrum(units):
     assert mel_distance_db(decoded, original, 16000) < mel_distance_db(other, original, 16000)
 
 
+def test_units_at_twice_the_rate_and_no_units_at_all():
+    units = fit(VOICES, FitOptions(method="units", units=32, unit_rate_hz=50))
+    encoded = units.encode_batch(VOICES[:1])[0]
+    assert encoded.durations.sum() == 40
+    assert len(units.decode(encoded).samples) == len(VOICES[0].samples)
+    assert len(units.decode(Encoded(ids=np.zeros(0, np.int32))).samples) == 0
+
+
 def test_wrong_durations(units):
     with pytest.raises(SampleError, match="durations"):
         units.decode(Encoded(ids=np.array([1, 2]), durations=np.array([1], np.uint8)))
