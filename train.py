@@ -250,7 +250,8 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
         _sync(folder.parent)
-        for old in _checkpoints(self.folder)[: -self.config.checkpoint.keep or None]:
+        keep = self.config.checkpoint.keep
+        for old in _checkpoints(self.folder)[:-keep] if keep else []:
             shutil.rmtree(old)
 
     def _load(self, folder: Path) -> None:

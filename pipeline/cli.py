@@ -47,6 +47,8 @@ def run(name: str, argv: Sequence[str]) -> int:
             raise
         print(f"plait {name}: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:  # tyro: after --help, or after it has said which option is wrong
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print(f"\nplait {name}: stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -1,13 +1,16 @@
 import json
+from shutil import copytree
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
-from plait.models.generate import parse_prompt
+from plait.models.generate import load_tokenizers, parse_prompt
 from plait.pipeline import cli
+from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.base import load_tokenizer
+from plait.tokenizers.byte_patch import BytePatch, FitOptions
 from plait.tokenizers.errors import ConfigError, SampleError
 
 
@@ -70,14 +73,12 @@ def test_wrong_prompts_and_runs_are_named(sample_run, tmp_path, capsys):
 
 
 def test_another_tokenizer_is_refused(sample_run, tmp_path):
-    from shutil import copytree
-
-    from plait.models.generate import load_tokenizers
-    from plait.pipeline.vocabulary import Vocabulary
-
     copytree(sample_run / "tokenizers", tmp_path / "tokenizers")
     config = tmp_path / "tokenizers" / "bytes" / "config.json"
-    config.write_text(config.read_text().replace("}", ', "note": 1}', 1))
+    config.write_text(config.read_text().replace("}", " }"))
     vocabulary = Vocabulary.from_json((sample_run / "vocabulary.json").read_text())
-    with pytest.raises(ConfigError, match="bytes"):
+    assert set(load_tokenizers(tmp_path, vocabulary)) == {"text", "image", "speech", "bytes"}
+    other = BytePatch(FitOptions(method="fixed", patch_size=3))
+    other.save(tmp_path / "tokenizers" / "bytes")
+    with pytest.raises(ConfigError, match="not the tokenizer that the model was trained with"):
         load_tokenizers(tmp_path, vocabulary)
