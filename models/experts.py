@@ -65,7 +65,9 @@ class Experts(nn.Module):
         )
         for m, (router_ED, threshold_E) in enumerate(weights):
             x_nD = x_ND[start : start + context.order.real[m]]
-            choice = self._choose(F.linear(x_nD, router_ED).float(), threshold_E, context)
+            with torch.autocast(x_ND.device.type, enabled=False):  # scores are compared: float32
+                logits_nE = F.linear(x_nD.float(), router_ED.float())
+            choice = self._choose(logits_nE, threshold_E, context)
             rows.append(choice[0] + start)
             gates.append(choice[1])
             counts += choice[2]

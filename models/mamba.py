@@ -18,7 +18,7 @@ from plait.kernels.causal_conv import causal_conv, causal_conv_step
 from plait.kernels.scan import selective_scan, selective_scan_step
 from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.layers import ModalityLinear, spread
+from plait.models.layers import ModalityLinear, softplus, spread
 
 STEP_MIN, STEP_MAX = 1e-3, 1e-1
 """Range of the initial step sizes."""
@@ -124,4 +124,4 @@ class Mamba(nn.Module):
         dt_NR, BC_NS = selection.split((self.rank, 2 * self.states), dim=-1)
         dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
         B_NS, C_NS = order.unsort(BC_NS).float().chunk(2, dim=-1)
-        return order.unsort(F.softplus(dt_NI)), B_NS, C_NS
+        return order.unsort(softplus(dt_NI)), B_NS, C_NS
