@@ -148,7 +148,6 @@ def _button(piece: Piece, modality: str, row: int, place: str) -> Markup:
         class_=f"span tint{piece.document % 3}",
         style=f"flex:{n};--c:{colour(modality)}",
         data_at=place,
-        data_first="1" if modality in ("image", "speech") else None,
         aria_label=label,
         title=label,
         aria_pressed="false",

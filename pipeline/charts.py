@@ -34,7 +34,7 @@ class Line:
 
 def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str) -> Markup:
     """Bars of how many things have each value; values are rising integers of 1 or more."""
-    width, height, left, bottom = 320, 150, 8, 22
+    width, height, left, bottom = 250, 130, 4, 20
     edges = _edges(int(values[0]), int(values[-1]))
     bars, _ = np.histogram(values, bins=edges, weights=counts.astype(float))
     step, top = (width - 2 * left) / len(bars), max(bars.max(), 1.0)
@@ -45,10 +45,13 @@ def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str)
         named = f"{low:,}" if high <= low else f"{low:,} to {high:,}"
         x, y = left + i * step, height - bottom - max(tall, 1.5 if n else 0.0)
         bar = tag("title", f"{named} {unit}: {int(n):,}")
-        size = {"width": max(step - 1.5, 1.0), "height": height - bottom - y}
-        drawn.append(tag("rect", bar, x=x, y=y, fill=colour, **size))
+        wide = min(max(step - 1.5, 1.0), 28.0)
+        size = {"x": x + (step - wide) / 2, "y": y, "width": wide, "height": height - bottom - y}
+        drawn.append(tag("rect", bar, fill=colour, **size))
     axis = tag("path", d=f"M{left} {height - bottom + 0.5}H{width - left}", class_="axis")
     ends = [(left, "start", f"{values[0]:,}"), (width - left, "end", f"{values[-1]:,} {unit}")]
+    if values[0] == values[-1]:
+        ends = [(width / 2, "middle", f"all {values[0]:,} {unit}")]
     words = [_text(x, height - 6, word, anchor) for x, anchor, word in ends]
     if len(set(np.diff(edges).round(6).tolist())) > 1:
         words.append(_text(width / 2, height - 6, "log scale", "middle"))

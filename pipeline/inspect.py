@@ -16,6 +16,7 @@ from rich.text import Text
 
 from plait.pipeline import page
 from plait.pipeline.alerts import run_alerts, stream_alerts
+from plait.pipeline.progress import Progress
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.stream import Stream
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from plait.pipeline.batch_view import BatchView
 
 Facts = dict[str, object]
+LARGE = 50_000_000
+"""Tokens from which on counting shows its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ def kind_of(path: Path) -> str:
 def inspect_stream(path: Path, options: InspectOptions) -> None:
     """Count everything, then print or write it."""
     stream = Stream(path)
-    statistics = count_blocks(stream.blocks(), stream.tokenizers)
+    statistics = count_stream(stream)
     rejected = count_rejected(path)
     view = stream_view(stream, options.seq_len) if options.html else None
     totals = {
@@ -103,6 +106,14 @@ def inspect_stream(path: Path, options: InspectOptions) -> None:
     names = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in stream.tokenizers]
     print_table(console, ["Tokenizer", "Modality", "Vocabulary", "Fingerprint"], names)
     print_alerts(console, alerts, options.html)
+
+
+def count_stream(stream: Stream) -> dict[str, ModalityStatistics]:
+    """All counts by modality; shows its progress where it takes more than a moment."""
+    if stream.tokens < LARGE:
+        return count_blocks(stream.blocks(), stream.tokenizers)
+    with Progress("counting", total=stream.tokens, unit="tokens") as progress:
+        return count_blocks(stream.blocks(), stream.tokenizers, progress.advance)
 
 
 def modality_facts(s: ModalityStatistics) -> Facts:

@@ -51,12 +51,13 @@ const contents = {
 function show(button) {
   const [row, number, at] = button.dataset.at.split(" ").map(Number);
   const document_ = data.rows[row][number];
-  panel.replaceChildren(make("h3", document_.key));
+  const parts = make("div", "", "parts");
+  panel.replaceChildren(make("h3", document_.key), parts);
   document_.parts.forEach((part, i) => {
-    const box = make("div", "", i === at ? "part here" : "part");
+    const box = make("div", "", `part of-${part.kind}${i === at ? " here" : ""}`);
     box.style.setProperty("--c", data.colours[part.modality]);
     box.append(make("h3", part.title), ...contents[part.kind](part));
-    panel.append(box);
+    parts.append(box);
   });
   for (const other of spans) {
     other.setAttribute("aria-pressed", String(other === button));
@@ -87,7 +88,13 @@ function neighbour(button, key) {
   return there.findLast((s) => s.getBoundingClientRect().left <= x + 1) || there[0];
 }
 
-if (spans.length) show(spans.find((s) => s.dataset.first) || spans[0]);
+function variety(button) {
+  const [row, number, at] = button.dataset.at.split(" ").map(Number);
+  const parts = data.rows[row][number].parts;
+  return new Set(parts.map((part) => part.modality)).size + (parts[at].kind === "tokens" ? 0 : 0.5);
+}
+
+if (spans.length) show(spans.reduce((a, b) => (variety(b) > variety(a) ? b : a)));
 
 const theme = document.getElementById("theme");
 theme.hidden = false;

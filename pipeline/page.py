@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-import plait
+from plait import __version__
 from plait.pipeline.charts import (
     DASHES,
     Line,
@@ -49,9 +49,7 @@ def render(
     )
     button = tag("button", "Light or dark", id="theme", class_="theme", type="button", hidden=True)
     head = tag("header", tag("div", tag("h1", title)), button)
-    foot = tag(
-        "footer", f"Made by plait {plait.__version__} inspect. Nothing is loaded from elsewhere."
-    )
+    foot = tag("footer", f"Made by plait {__version__} inspect. Nothing is loaded from elsewhere.")
     values = {
         "title": join(title),
         "policy": join(policy),
@@ -78,7 +76,7 @@ def stream_body(
     if view is not None:
         body += [packed_batch(view)]
     body += [section("Lengths", "Tokens in a span: a caption, a picture, an utterance, a text.")]
-    body += [tag("div", *(_lengths(name, s) for name, s in present.items()), class_="grid2")]
+    body += [tag("div", *(_lengths(name, s) for name, s in present.items()), class_="small")]
     body += [section("Code use", "How often each id occurs, the most used first: flat is even.")]
     body += [tag("figure", _code_use(present), class_="wide")]
     if rejected:
@@ -106,7 +104,7 @@ def run_body(run: RunFolder) -> list[Markup]:
         lines = [_loss_line(run, prefix, name, dots) for name in run.losses(prefix) or ["all"]]
         chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
         figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
-    body += [tag("div", *figures, class_="grid2")]
+    body += [tag("div", *figures, class_="large")]
     versions = [[name, version] for name, version in run.versions.items()]
     versions += [["git commit", run.git_commit]] if run.git_commit else []
     return [
@@ -120,12 +118,11 @@ def run_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     """Losses by modality, header and rows, as the terminal and the page show them."""
     train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
     tokens["all"] = sum(tokens.values())
-    active = {**run.active, "all": run.parameters}
     header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
     rows = []
     for name in dict.fromkeys(["all", *train, *validation]):
         losses = [f"{x[name]:.4f}" if name in x else "" for x in (train, validation)]
-        counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, active)]
+        counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, run.active)]
         rows.append([name, *losses, *counts])
     return header, rows
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.pipeline import batch_view, cli
+from plait.pipeline import batch_view, cli, inspect, progress
 from plait.pipeline.markup import script_json, tag
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -102,6 +102,18 @@ def test_stream_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.Captur
     assert sum(e["tokens"] for e in facts["modalities"].values()) == facts["tokens"]
     assert facts["tokenizers"]["image"]["vocab_size"] == 100
     assert isinstance(facts["modalities"]["text"]["length"]["max"], int)
+
+
+def test_counting_a_large_stream_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(inspect, "LARGE", 1)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
+    made, _ = random_stream(tmp_path, documents=5)
+    assert cli.main(["inspect", str(tmp_path), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["tokens"] == made.tokens
+    assert "counting" in shown.err
 
 
 def test_real_stream_in_the_terminal(stream: Path, capsys: pytest.CaptureFixture[str]):
@@ -357,6 +369,6 @@ def test_page_in_a_browser(page: Path, tmp_path: Path):
     command = [browser, *flags.split(), "--dump-dom", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     panel = done.stdout.partition('id="panel"')[2].partition("<h2>")[0]
-    assert 'class="part here"' in panel and "<audio" in panel
+    assert 'class="part of-audio here"' in panel and "<audio" in panel
     assert done.stdout.partition("<title>")[2].startswith("Stream &lt;script")
     assert "Refused to" not in done.stderr
