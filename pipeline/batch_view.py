@@ -1,37 +1,28 @@
 """Packed rows as a picture: a bar a row, coloured by modality, and what each span decodes to.
 
-A span's content is decoded from its tokens alone, so the page shows what a model is given, not the
-source: text and bytes as their tokens, a picture as a PNG, sound as a WAV at 16 kHz. Together they
-are bounded, for the page is one file; what does not fit is named and left out.
+Contents are decoded from the tokens alone, so the page shows what a model is given, not the source.
+Together they are bounded, for the page is one file; what does not fit is named and left out.
 """
 
-import base64
-import io
-import wave
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import numpy as np
-from PIL import Image
 
 from plait.pipeline.charts import colour
+from plait.pipeline.content import Content, decode, note
 from plait.pipeline.markup import Markup, tag
 from plait.pipeline.rows import Row, Rows
 from plait.pipeline.stream import Document
 from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
-from plait.tokenizers.base import Encoded, Tokenizer, Waveform
+from plait.tokenizers.base import Encoded, Tokenizer
 from plait.tokenizers.errors import PlaitError
 
 MEDIA_BYTES = 1_200_000
 """Most characters of pictures and sounds in one page."""
 MOST_ROWS = 256
 """Rows that are looked at for the fill, and to choose from."""
-MOST_PIECES = 600
-"""Most tokens of a span that are spelled out."""
-SAMPLE_RATE_HZ = 16_000
-
-Content = dict[str, str | list[str] | list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,97 +156,3 @@ def _whole_span(
         return whole.encoded
     width = spans[0].width if spans else 1
     return Encoded(ids=local, width=width, patch_starts=patch_starts)
-
-
-def decode(tokenizer: Tokenizer, encoded: Encoded) -> Content:
-    """What the page shows for tokens, by what they decode to."""
-    if tokenizer.modality == "text":
-        return {"kind": "tokens", "pieces": text_pieces(tokenizer, encoded.ids)}
-    if tokenizer.modality == "bytes":
-        return {"kind": "tokens", "pieces": byte_pieces(tokenizer, encoded)}
-    raw = tokenizer.decode(encoded)
-    if isinstance(raw, Image.Image):
-        return {"kind": "image", "src": _data_url("image/png", _png(raw))}
-    if isinstance(raw, Waveform):
-        samples = _at_16_khz(raw)
-        peaks = [round(float(np.abs(part).max(initial=0)), 3) for part in _parts(samples, 200)]
-        return {"kind": "audio", "src": _data_url("audio/wav", _wav(samples)), "peaks": peaks}
-    return note(repr(raw)[:2000])
-
-
-def note(words: str) -> Content:
-    """Words in place of a content."""
-    return {"kind": "note", "text": words}
-
-
-def text_pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """Text by token; neighbours that only together are valid UTF-8 stand together."""
-    found, waiting = [], []
-    for local in ids[:MOST_PIECES].tolist():
-        waiting.append(local)
-        text = str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))
-        if "\ufffd" not in text or len(waiting) == 4:
-            found.append(_visible(text))
-            waiting = []
-    if waiting:
-        found.append(_visible(str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))))
-    return [*found, *_more(len(ids))]
-
-
-def byte_pieces(tokenizer: Tokenizer, encoded: Encoded) -> list[str]:
-    """Bytes by patch, as text where they are readable and as \\x00 where not."""
-    starts = encoded.patch_starts
-    cuts = [0] if starts is None else sorted({0, *np.flatnonzero(starts[:MOST_PIECES]).tolist()})
-    end = min(len(encoded.ids), MOST_PIECES)
-    found = []
-    for a, b in zip(cuts, [*cuts[1:], end], strict=True):
-        raw = tokenizer.decode(Encoded(ids=encoded.ids[a:b]))
-        assert isinstance(raw, bytes)
-        found.append(_visible(raw.decode("utf-8", errors="backslashreplace")))
-    return [*found, *_more(len(encoded.ids))]
-
-
-def _more(n: int) -> list[str]:
-    return [f" ... {n - MOST_PIECES:,} more"] if n > MOST_PIECES else []
-
-
-def _visible(text: str) -> str:
-    """Control characters by name, a line's end as a sign and an end; direction cannot be turned."""
-    text = text.replace("\n", "\u21b5\n").replace("\t", "\u2192\t")
-    shown = (c if c in "\n\t" or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-    return "".join(shown)
-
-
-def _at_16_khz(sound: Waveform) -> np.ndarray:
-    if sound.sample_rate_hz == SAMPLE_RATE_HZ:
-        return sound.samples
-    import torch
-    import torchaudio.functional
-
-    samples = torch.from_numpy(np.ascontiguousarray(sound.samples))
-    return torchaudio.functional.resample(samples, sound.sample_rate_hz, SAMPLE_RATE_HZ).numpy()
-
-
-def _parts(samples: np.ndarray, count: int) -> list[np.ndarray]:
-    return np.array_split(samples, min(count, max(len(samples), 1)))
-
-
-def _wav(samples: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
-    return buffer.getvalue()
-
-
-def _png(image: Image.Image) -> bytes:
-    image.thumbnail((256, 256))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _data_url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.pipeline import batch_view, cli, inspect, progress
+from plait.pipeline import batch_view, cli, content, inspect, progress
 from plait.pipeline.markup import script_json, tag
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -223,7 +223,7 @@ def test_text_pieces_keep_characters_of_several_tokens_whole(tokenizers: list[Pa
     )
     sample = "a \u65e5\u672c \U0001f600 end"
     ids = tokenizer.encode_batch([sample])[0].ids
-    shown = batch_view.text_pieces(tokenizer, ids)
+    shown = content.text_pieces(tokenizer, ids)
     assert "".join(shown) == sample
     assert len(shown) < len(ids)
 
@@ -232,7 +232,7 @@ def test_byte_pieces_follow_the_patches(tokenizers: list[Path]):
     tokenizer = byte_patch.fit([b""], byte_patch.FitOptions())
     starts = np.array([True, False, False, True, False])
     encoded = Encoded(ids=np.frombuffer(b"ab\xffcd", np.uint8), patch_starts=starts)
-    assert batch_view.byte_pieces(tokenizer, encoded) == ["ab\\xff", "cd"]
+    assert content.byte_pieces(tokenizer, encoded) == ["ab\\xff", "cd"]
 
 
 def test_varied_rows_show_what_is_rare():
@@ -251,8 +251,8 @@ def test_pictures_become_png():
         def decode(self, encoded: Encoded) -> Image.Image:
             return Image.new("RGB", (400, 300), "red")
 
-    content = batch_view.decode(Pictures(), Encoded(ids=np.zeros(4, np.int64)))  # pyright: ignore
-    picture = Image.open(io.BytesIO(base64.b64decode(str(content["src"]).partition(",")[2])))
+    shown = content.decode(Pictures(), Encoded(ids=np.zeros(4, np.int64)))  # pyright: ignore
+    picture = Image.open(io.BytesIO(base64.b64decode(str(shown["src"]).partition(",")[2])))
     assert picture.size == (256, 192) and picture.getpixel((0, 0)) == (255, 0, 0)
 
 
