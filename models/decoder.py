@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
     def initialise(self) -> None:
         """Draw every parameter anew, in a fixed order, from torch's global generator."""
-        truncated_normal(self.embedding, 1.0 if self.config.norm == "post" else 0.1)
+        truncated_normal(self.embedding, 1.0 if self.config.norm == "post" else 0.3)
         truncated_normal(self.head, 0.02)
         if self.values is not None:
             nn.init.normal_(self.values, std=self.config.value_dim**-0.5)

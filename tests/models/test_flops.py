@@ -1,11 +1,14 @@
+import tomllib
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from plait.models.config import ModelConfig
+from plait.models.decoder import Decoder
 from plait.models.flops import count_parameters, flops_per_token
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, PRESETS
 
 
 @pytest.mark.parametrize("name", [*CONFIGS])
@@ -60,3 +63,13 @@ def test_memory_reads_a_part_of_the_table(new_decoder):
     assert sizes["total"] - sizes["active"]["text"] == decoder.embedding.numel() + unread
     assert sum(parts) == sizes["total"]
     assert torch.is_tensor(decoder.values)
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)
+def test_presets_have_about_the_same_products_a_token(path, vocabulary):
+    costs = {}
+    for preset in (path, path.with_name("dense.toml")):
+        config = ModelConfig.from_table(tomllib.loads(preset.read_text())["model"])
+        with torch.device("meta"):
+            costs[preset] = flops_per_token(Decoder(config, vocabulary), 1)["text"]
+    assert costs[path] == pytest.approx(costs[path.with_name("dense.toml")], rel=0.2)
