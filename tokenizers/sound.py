@@ -14,8 +14,8 @@ FEATURE_RATE_HZ = 100
 """Log-mel frames a second."""
 FFT = 1024
 MEL_BANDS = 80
-FLOOR = 1e-5
-"""Added to mel magnitudes before the logarithm; -100 dB."""
+FLOOR = 1e-3
+"""Added to mel magnitudes before the logarithm: about the noise of 16-bit samples."""
 
 
 def prepare(waveform: Waveform, rate_hz: int) -> Tensor:
