@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, constant
 from plait.kernels.compile_c import call, library, sum_in_order
 
 STEPS = 64
@@ -57,7 +57,7 @@ def reference(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor) 
     return y_BTI
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _fastest(device: str, float32: bool) -> str:
     ready = device == "cpu" and float32 and library("causal_conv") is not None
     return "c" if ready else "reference"

@@ -6,14 +6,25 @@ call; inside `torch.compile` it is read when the function is traced.
 
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
-
-import torch
+from typing import TypeVar
 
 log = logging.getLogger("plait.kernels")
+Function = TypeVar("Function", bound=Callable)
 
 
-@torch.compiler.assume_constant_result
+def constant(function: Function) -> Function:
+    """Lets `torch.compile` run the function when it traces and take the result as a constant.
+
+    It is `torch.compiler.assume_constant_result`, which would import the whole compiler: a second
+    for every command that never compiles.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+@constant
 def choose(op: str, fast: str) -> str:
     """`fast`, or "reference" where the environment says so.
 

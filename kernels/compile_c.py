@@ -34,7 +34,7 @@ TIMEOUT_S = 60
 def library(name: str) -> ctypes.CDLL | None:
     """The compiled `name`.c of this folder; None, logged once, where it cannot be built."""
     source = Path(__file__).with_name(f"{name}.c")
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+    compiler = _compiler()
     if compiler is None:
         log.warning(
             "%s: no C compiler (cc, gcc or clang) on PATH; plain torch is used", source.name
@@ -64,6 +64,10 @@ def sum_in_order(parts: Tensor) -> Tensor:
     for part in parts.unbind():
         total += part
     return total
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 
 def _built(source: Path, compiler: str) -> ctypes.CDLL:

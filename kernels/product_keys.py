@@ -8,7 +8,7 @@ half keys of one list, so that there are n^2 slots; `k` picks.
 import torch
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, constant
 
 
 def product_key_topk(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +45,7 @@ def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor,
     return scores_NHk, index_NHk
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _staircase(k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The pairs (a, b) of ranks that at most k - 1 other pairs are sure to beat."""
     pairs = [(a, b) for a in range(k) for b in range(k) if (a + 1) * (b + 1) <= k]

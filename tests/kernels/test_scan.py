@@ -1,15 +1,10 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels import scan_c
+from plait.kernels import choose, compile_c, scan_c
 from plait.kernels.scan import reference, scan_op, selective_scan, selective_scan_step
 
 from .check import check, check_op
@@ -175,34 +170,27 @@ def test_refuses_shapes_that_disagree():
         selective_scan(*tensors, reset.float())
 
 
-WITHOUT = """
-import logging, sys, torch
-logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-from plait.kernels.scan import reference, selective_scan
-torch.manual_seed(0)
-u, dt, B, C = (torch.rand(1, 1024, n) for n in (8, 8, 2, 2))
-A, D = -torch.rand(8, 2).requires_grad_(), torch.rand(8)
-y = selective_scan(u, dt, A, B, C, D)
-selective_scan(u, dt, A, B, C, D)
-reset = torch.zeros(1, 1024, dtype=torch.bool)
-torch.testing.assert_close(y, reference(u, dt, A, B, C, D, reset)[0], rtol=1e-4, atol=1e-5)
-"""
+@pytest.fixture
+def no_compiler(request, tmp_path, monkeypatch):
+    """A PATH without a compiler, or with one that fails; gives the reason to be logged."""
+    if request.param == "fails":
+        compiler = tmp_path / "cc"
+        compiler.write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 3\n")
+        compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compile_c.library.cache_clear()
+    choose._log_once.cache_clear()
+    yield "this compiler is broken" if request.param == "fails" else "no C compiler"
+    compile_c.library.cache_clear()
+    choose._log_once.cache_clear()
 
 
-@pytest.mark.parametrize("broken", ["no compiler", "a failing compiler"])
-def test_without_a_compiler(tmp_path, broken):
-    bin_ = tmp_path / "bin"
-    bin_.mkdir()
-    if broken == "a failing compiler":
-        (bin_ / "cc").write_text("#!/bin/sh\necho this compiler is broken >&2\nexit 3\n")
-        (bin_ / "cc").chmod(0o755)
-    package = str(Path(__file__).parents[2] / ".package")
-    environment = {**os.environ, "PATH": str(bin_), "XDG_CACHE_HOME": str(tmp_path)}
-    environment["PYTHONPATH"] = package
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    reason = "this compiler is broken" if broken != "no compiler" else "no C compiler"
-    assert done.stdout.count(reason) == 1
-    assert done.stdout.count("selective_scan: chunked") == 1
+@pytest.mark.parametrize("no_compiler", ["missing", "fails"], indirect=True)
+def test_without_a_compiler(no_compiler, caplog):
+    tensors, reset = inputs(1, 1024, 8, 2)
+    with caplog.at_level("INFO", "plait.kernels"):
+        check(lambda *x: selective_scan(*x, reset), lambda *x: reference(*x, reset)[0], tensors)
+    assert sum(no_compiler in message for message in caplog.messages) == 1
+    assert caplog.messages[-1] == "selective_scan: chunked"
+    assert len(caplog.messages) == 2
