@@ -76,9 +76,14 @@ def gather(
         out, to, document, np.arange(len(pieces)) - np.repeat(first[:-1], per_row), start, size
     )
     real = np.flatnonzero(document >= 0)
-    _fill_tokens(
-        window, document[real], start[real], stop[real], again[real], begin[real], ids, out
+    found = _Pieces(
+        documents=document[real],
+        starts=start[real],
+        stops=stop[real],
+        again=again[real],
+        targets=begin[real],
     )
+    _fill_tokens(window, found, ids, out)
 
 
 def ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
@@ -122,104 +127,108 @@ def _fill_runs(
     out.position[to] = places.reshape(-1, seq_len)
 
 
-def _fill_tokens(
-    window: Window,
-    document: np.ndarray,
-    start: np.ndarray,
-    stop: np.ndarray,
-    again: np.ndarray,
-    begin: np.ndarray,
-    ids: GlobalIds,
-    out: RowArrays,
-) -> None:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Pieces:
+    """Pieces of documents in a batch, without padding; arrays [p], see Plan."""
+
+    documents: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    again: np.ndarray
+    targets: np.ndarray
+    """Where each piece begins in the flat rows."""
+
+    @property
+    def origins(self) -> np.ndarray:
+        """Place v of a document lies at v + origin in the flat rows."""
+        return self.targets + self.again - self.starts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Runs:
+    """Tokens of spans in a batch, in order; arrays [r]."""
+
+    spans: np.ndarray
+    skip: np.ndarray
+    """Tokens of the span that lie in an earlier row."""
+    counts: np.ndarray
+    targets: np.ndarray
+
+
+def _fill_tokens(window: Window, pieces: _Pieces, ids: GlobalIds, out: RowArrays) -> None:
     flat = out.tokens.reshape(-1)
-    base = window.bases[document]
-    after = np.searchsorted(window.at + window.lengths, base + start, "left")
-    first = np.maximum(
-        np.minimum(after, window.span_starts[document + 1] - 1), window.span_starts[document]
-    )
-    last = np.searchsorted(window.at, base + stop, "right")
-    last = np.minimum(np.maximum(last, first + 1), window.span_starts[document + 1])
+    first, last = _spans_of(window, pieces)
     spans = ranges(first, last)
-    owner = np.repeat(np.arange(len(document)), last - first)
-    # A place v of a document lies at v + origin in the flat rows.
-    origin = (begin + again - start)[owner]
-    low, high = start[owner], stop[owner]
-    kind = window.kinds[spans]
-    at = window.at[spans] - base[owner]
+    owner = np.repeat(np.arange(len(first)), last - first)
+    origin, low, high = pieces.origins[owner], pieces.starts[owner], pieces.stops[owner]
+    at = window.at[spans] - window.bases[pieces.documents][owner]
     end = at + window.lengths[spans]
-    flat[begin[start == 0]] = BOS
-    whole = stop == window.sizes[document]
-    flat[(begin + again - start + stop - 1)[whole]] = EOS
-    marked = ids.begin[kind] >= 0
-    opening = marked & (at - 1 >= low) & (at - 1 < high)
-    flat[(origin + at - 1)[opening]] = ids.begin[kind[opening]]
-    closing = marked & (end >= low) & (end < high)
-    flat[(origin + end)[closing]] = ids.end[kind[closing]]
-    repeated = np.flatnonzero(again)
-    flat[begin[repeated]] = ids.begin[window.kinds[first[repeated]]]
     a, b = np.maximum(at, low), np.minimum(end, high)
     some = np.flatnonzero(b > a)
-    _copy(
-        window,
-        spans[some],
-        (a - at)[some],
-        (b - a)[some],
-        (origin + a)[some],
-        ids.start[kind[some]],
-        flat,
+    runs = _Runs(
+        spans=spans[some],
+        skip=(a - at)[some],
+        counts=(b - a)[some],
+        targets=(origin + a)[some],
     )
-    _copy_patches(window, spans[some], (a - at)[some], (b - a)[some], (origin + a)[some], out)
+    kind = window.kinds[spans]
+    _copy_ids(window, runs, flat)
+    _lift(flat, runs, ids.start[kind[some]])
+    _copy_patches(window, runs, out)
+    marked = ids.begin[kind] >= 0
+    for place, marker in ((at - 1, ids.begin), (end, ids.end)):
+        here = np.flatnonzero(marked & (place >= low) & (place < high))
+        flat[(origin + place)[here]] = marker[kind[here]]
+    repeated = np.flatnonzero(pieces.again)
+    flat[pieces.targets[repeated]] = ids.begin[window.kinds[first[repeated]]]
+    flat[pieces.targets[pieces.starts == 0]] = BOS
+    whole = pieces.stops == window.sizes[pieces.documents]
+    flat[(pieces.origins + pieces.stops - 1)[whole]] = EOS
 
 
-def _copy(
-    window: Window,
-    spans: np.ndarray,
-    skip: np.ndarray,
-    count: np.ndarray,
-    target: np.ndarray,
-    start: np.ndarray,
-    flat: np.ndarray,
-) -> None:
-    """Copy ids out of the shards, lifted into the run's vocabulary."""
-    shards, blocks = window.shards[spans], window.blocks[spans]
+def _spans_of(window: Window, pieces: _Pieces) -> tuple[np.ndarray, np.ndarray]:
+    """First and past-the-last span that a piece touches, markers counted; at least one."""
+    base = window.bases[pieces.documents]
+    least = window.span_starts[pieces.documents]
+    most = window.span_starts[pieces.documents + 1]
+    first = np.searchsorted(window.ends, base + pieces.starts, "left")
+    first = np.maximum(np.minimum(first, most - 1), least)
+    last = np.searchsorted(window.at, base + pieces.stops, "right")
+    return first, np.minimum(np.maximum(last, first + 1), most)
+
+
+def _copy_ids(window: Window, runs: _Runs, flat: np.ndarray) -> None:
+    """Copy local ids out of the shards, whose blocks are checked when first used."""
+    shards, blocks = window.shards[runs.spans], window.blocks[runs.spans]
     for shard in np.unique(shards).tolist():
         window.readers[shard].verify_blocks(blocks[shards == shard])
-    place = window.places[spans] + skip
-    columns = (shards, window.wide[spans], place, place + count, target, target + count)
-    for shard, wide, a, b, c, d in zip(*(x.tolist() for x in columns), strict=True):
+    place = window.places[runs.spans] + runs.skip
+    wide, stop = window.wide[runs.spans], runs.targets + runs.counts
+    columns = (shards, wide, place, place + runs.counts, runs.targets, stop)
+    for shard, is_wide, a, b, c, d in zip(*(x.tolist() for x in columns), strict=True):
         reader = window.readers[shard]
-        flat[c:d] = reader.ids32[a:b] if wide else reader.ids16[a:b]
-    _lift(flat, target, count, start)
+        flat[c:d] = reader.ids32[a:b] if is_wide else reader.ids16[a:b]
 
 
-def _lift(flat: np.ndarray, target: np.ndarray, count: np.ndarray, start: np.ndarray) -> None:
-    """Add `start` to each run of `count` from `target` on; the runs are in order.
+def _lift(flat: np.ndarray, runs: _Runs, start: np.ndarray) -> None:
+    """Add each run's first id in the run's vocabulary.
 
     One addition over the whole batch: numpy takes 1 us for each small one.
     """
-    if not len(target):
+    if not len(start):
         return
-    end = target + count
-    lengths = np.empty(2 * len(target), np.int64)
-    lengths[0::2] = count
-    lengths[1:-1:2] = target[1:] - end[:-1]
-    lengths[-1] = 0
+    end = runs.targets + runs.counts
+    lengths = np.zeros(2 * len(start), np.int64)
+    lengths[0::2] = runs.counts
+    lengths[1:-1:2] = runs.targets[1:] - end[:-1]
     values = np.zeros_like(lengths)
     values[0::2] = start
-    flat[target[0] : end[-1]] += np.repeat(values, lengths)
+    flat[runs.targets[0] : end[-1]] += np.repeat(values, lengths)
 
 
-def _copy_patches(
-    window: Window,
-    spans: np.ndarray,
-    skip: np.ndarray,
-    count: np.ndarray,
-    target: np.ndarray,
-    out: RowArrays,
-) -> None:
+def _copy_patches(window: Window, runs: _Runs, out: RowArrays) -> None:
     """Unpack patch starts where spans have any."""
-    places = window.patch_places[spans]
+    places = window.patch_places[runs.spans]
     having = np.flatnonzero(places >= 0)
     if not len(having):
         return
@@ -227,7 +236,7 @@ def _copy_patches(
         out.patch_starts = np.zeros(out.tokens.shape, bool)
     flat = out.patch_starts.reshape(-1)
     for i in having.tolist():
-        a, n, c = int(places[i] + skip[i]), int(count[i]), int(target[i])
-        reader = window.readers[int(window.shards[spans[i]])]
-        packed = reader.patches(int(window.blocks[spans[i]]))
+        a, n, c = int(places[i] + runs.skip[i]), int(runs.counts[i]), int(runs.targets[i])
+        reader = window.readers[int(window.shards[runs.spans[i]])]
+        packed = reader.patches(int(window.blocks[runs.spans[i]]))
         flat[c : c + n] = np.unpackbits(packed[a // 8 : (a + n + 7) // 8])[a % 8 :][:n]

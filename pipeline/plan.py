@@ -58,6 +58,11 @@ class Window:
     """Whether the ids have 4 bytes [s]."""
 
     @cached_property
+    def ends(self) -> np.ndarray:
+        """Running place after each span's last token [s]."""
+        return self.at + self.lengths
+
+    @cached_property
     def patch_places(self) -> np.ndarray:
         """First bit of each span in its block's `patches.npy`; -1 without [s]."""
         places = [_patch_places(reader) for reader in self.readers]
