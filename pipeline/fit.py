@@ -49,8 +49,8 @@ class FitJob:
     """Folder for the tokenizer."""
     source: str | None = None
     """Kind of all sources, where it should not be recognised."""
-    max_samples: int = 0
-    """Most samples to use, a random choice; 0 for all."""
+    max_samples: int = 10_000
+    """Most samples to use, chosen by seed and key; 0 for all."""
     held_out: float = 0.05
     """Share of the samples that is kept for the evaluation."""
     seed: int = 0
