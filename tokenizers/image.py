@@ -41,8 +41,6 @@ Method = Literal["fsq", "patches"]
 MAX_SIZE, MAX_STRIDE, MAX_CODES, MAX_DIM, MAX_BLOCKS = 4096, 64, 65_536, 4096, 64
 BATCH = 16
 """Pictures that are encoded at once."""
-PATCHES = 60_000
-"""Patches that the codes are laid out on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +61,10 @@ class FitOptions:
     """Residual blocks of that decoder."""
     steps: int = 1500
     """Training steps of method `fsq`, each on 16 crops."""
+    patches: int = 60_000
+    """Patches that the codes are laid out on, a random choice."""
     max_images: int = 20_000
-    """Pictures that are used, the first ones; each takes about 40 kB of memory at 64 pixels."""
+    """Pictures that are used, a random choice; each takes about 40 kB of memory at 64 pixels."""
     threads: int = 2
     """Threads of a fit, whatever the machine has: the weights' last bits depend on it."""
 
@@ -81,8 +81,9 @@ class FitOptions:
             lowest = 0 if name in ("n_blocks", "steps") else 1
             if not lowest <= getattr(self, name) <= highest:
                 raise ConfigError(f"{name} is {getattr(self, name)}, not in {lowest}..{highest}")
-        if self.max_images < 1:
-            raise ConfigError(f"max_images is {self.max_images}, and should be 1 or more")
+        for name in ("patches", "max_images"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, and should be 1 or more")
 
 
 class _PictureTokenizer(Tokenizer):
@@ -231,7 +232,9 @@ def fit(
         raise SampleError("no pictures to fit an image tokenizer on")
     generator = torch.Generator().manual_seed(seed)
     with threads(options.threads):
-        patches_NP = sample_patches(thumbnails, PATCHES, options.size, options.stride, generator)
+        patches_NP = sample_patches(
+            thumbnails, options.patches, options.size, options.stride, generator
+        )
         if options.method == "patches":
             codes = math.prod(options.levels)
             centroids_KP = kmeans(patches_NP, codes, seed=seed, progress=progress)

@@ -15,19 +15,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plait.kernels.nearest_code import nearest_code
 from plait.tokenizers.base import Progress, ignore
 
 WIDEST, NARROWEST = 2.0, 0.25
 """The neighbourhood's deviation at first and at last, in steps of the grid."""
 SPREAD = 1.7
 """Half the grid's first extent along each principal axis, in deviations of the points."""
+SCORES = 1 << 20
+"""Points times prototypes that are compared at once: 4 MiB, which stay in cache."""
 
 
 def fit_map(
     x_ND: Tensor, levels: Sequence[int], *, iterations: int = 40, progress: Progress = ignore
 ) -> Tensor:
-    """Prototypes float32 [K, D] of float32 points; deterministic.
+    """Prototypes float32 [K, D] of float32 points; the same on the same number of threads.
 
     The map begins as the grid stretched along the points' principal axes, the longest first.
     """
@@ -54,12 +55,20 @@ def _stretch(x_ND: Tensor, levels: Sequence[int]) -> Tensor:
 
 
 def _update(x_ND: Tensor, prototypes_KD: Tensor, levels: Sequence[int], width: float) -> Tensor:
-    index_N = nearest_code(x_ND, prototypes_KD)
+    index_N = _nearest(x_ND, prototypes_KD)
     sums_KD = torch.zeros_like(prototypes_KD).index_add_(0, index_N, x_ND)
     counts_K = torch.bincount(index_N, minlength=len(prototypes_KD)).float()
     gathered = _blur(torch.cat([sums_KD, counts_K[:, None]], 1), levels, width)
     sums_KD, weight_K1 = gathered[:, :-1], gathered[:, -1:]
     return torch.where(weight_K1 > 1e-6, sums_KD / weight_K1.clamp(min=1e-6), prototypes_KD)
+
+
+def _nearest(x_ND: Tensor, prototypes_KD: Tensor) -> Tensor:
+    """Without the care for ties of `nearest_code`: in a map, neighbours nearly tie by design."""
+    half_K = prototypes_KD.square().sum(1) / 2
+    rows = max(1, SCORES // len(prototypes_KD))
+    scores = (torch.addmm(half_K, x, prototypes_KD.T, alpha=-1) for x in x_ND.split(rows))
+    return torch.cat([score_NK.argmin(1) for score_NK in scores])
 
 
 def _blur(values_KD: Tensor, levels: Sequence[int], width: float) -> Tensor:
