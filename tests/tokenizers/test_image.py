@@ -111,14 +111,15 @@ def test_fit_depends_on_seed_alone(method, pictures):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fsq_beats_patches_at_equal_bits(pictures):
-    train, held_out = pictures[:60], [picture(seed) for seed in range(1000, 1040)]
+def test_fsq_beats_patches_at_equal_bits():
+    train = [picture(seed, 40 + seed % 30, 70 - seed % 25) for seed in range(200)]
+    held_out = [picture(seed) for seed in range(1000, 1040)]
     report = {
-        method: evaluate(fit(train, options(method=method, dim=64, steps=150)), held_out)
+        method: evaluate(fit(train, options(method=method, dim=64, steps=250)), held_out)
         for method in ("fsq", "patches")
     }
     assert report["fsq"]["bits_per_image"] == report["patches"]["bits_per_image"]
-    assert report["fsq"]["psnr"] > report["patches"]["psnr"] + 0.1
+    assert report["fsq"]["psnr"] > report["patches"]["psnr"] + 0.2
 
 
 def test_untrained_autoencoder_is_as_good_as_patches(pictures):
