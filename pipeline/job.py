@@ -79,7 +79,7 @@ class Record:
 
 def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerInfo]]:
     """Load tokenizers, at most one a modality, in the order of a vocabulary."""
-    loaded = [(folder, load_tokenizer(folder)) for folder in folders]
+    loaded = [(folder, _load_tokenizer(folder)) for folder in folders]
     by_modality: dict[str, tuple[Path, Tokenizer]] = {}
     for folder, tokenizer in loaded:
         if tokenizer.modality in by_modality:
@@ -94,6 +94,14 @@ def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerI
     known = [m for m in MODALITIES if m in by_modality]
     names = known + sorted(set(by_modality) - set(known))
     return [(by_modality[m][1], info_of(by_modality[m][1])) for m in names]
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return load_tokenizer(folder)
+    except ConfigError as error:
+        named = str(folder) in str(error)
+        raise ConfigError(str(error) if named else f"{folder}: {error}") from None
 
 
 def info_of(tokenizer: Tokenizer) -> TokenizerInfo:
