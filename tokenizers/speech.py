@@ -34,6 +34,8 @@ from plait.tokenizers.units import Units, fit_units
 
 CODED_ENERGY = 0.999
 """Share of the companded energy in the coefficients that are coded; the others are zero."""
+TINY = 1e-9
+"""Norms of frames below this, far under a 16-bit step, are not raised any further."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,9 @@ class FitOptions:
     hop: int = 320
     """mdct: samples a frame."""
     companding: float = 0.85
-    """mdct: coefficients are coded as this power; lower favours quiet sounds and high tones."""
+    """mdct: coefficients are coded as this power; lower favours high tones."""
+    loudness_companding: float = 0.7
+    """mdct: then each frame's norm as this power; lower favours quiet frames and recordings."""
     units: int = 500
     """units: how many there are."""
     unit_rate_hz: Literal[25, 50] = 25
@@ -64,6 +68,7 @@ class FitOptions:
         _check_range("codebook_size", self.codebook_size, 2, 65_536)
         _check_range("hop", self.hop, 16, 4096)
         _check_range("companding", self.companding, 0.1, 1)
+        _check_range("loudness_companding", self.loudness_companding, 0.1, 1)
         _check_range("units", self.units, 2, 65_536)
         _check_range("sample_rate_hz", self.sample_rate_hz, 8_000, 48_000)
         _check_range("max_minutes", self.max_minutes, 0.01, 100_000)
@@ -77,10 +82,18 @@ class MDCT(Tokenizer):
     modality = "speech"
 
     def __init__(
-        self, codebooks_LKD: Tensor, bins_D: Tensor, *, sample_rate_hz: int, hop: int, power: float
+        self,
+        codebooks_LKD: Tensor,
+        bins_D: Tensor,
+        *,
+        sample_rate_hz: int,
+        hop: int,
+        companding: float,
+        loudness_companding: float,
     ) -> None:
         self.codebooks_LKD, self.bins_D = codebooks_LKD, bins_D
-        self.sample_rate_hz, self.hop, self.power = sample_rate_hz, hop, power
+        self.sample_rate_hz, self.hop = sample_rate_hz, hop
+        self.companding, self.loudness_companding = companding, loudness_companding
         self.codebooks, self.codebook_size, _ = codebooks_LKD.shape
         self.vocab_size = self.codebooks * self.codebook_size
         self.width = self.codebooks
@@ -99,7 +112,8 @@ class MDCT(Tokenizer):
         return [self._encode(prepare(sample, self.sample_rate_hz)) for sample in samples]
 
     def _encode(self, samples: Tensor) -> Encoded:
-        frames_TD = _power(mdct(samples, self.hop), self.power)[:, self.bins_D]
+        frames_TH = _compress(mdct(samples, self.hop), self.companding, self.loudness_companding)
+        frames_TD = frames_TH[:, self.bins_D]
         codes_TL = residual.encode(frames_TD, self.codebooks_LKD)
         ids_TL = codes_TL + torch.arange(self.codebooks) * self.codebook_size
         return Encoded(ids=ids_TL.flatten().numpy().astype(np.int32), width=self.codebooks)
@@ -115,15 +129,16 @@ class MDCT(Tokenizer):
         codes_TL = ids.reshape(-1, self.codebooks) % self.codebook_size
         frames_TH = torch.zeros(len(codes_TL), self.hop)
         frames_TH[:, self.bins_D] = residual.decode(codes_TL, self.codebooks_LKD)
-        samples = imdct(_power(frames_TH, 1 / self.power)).clamp(-1, 1)
-        return Waveform(samples=samples.numpy(), sample_rate_hz=self.sample_rate_hz)
+        samples = imdct(_expand(frames_TH, self.companding, self.loudness_companding))
+        return Waveform(samples=samples.clamp(-1, 1).numpy(), sample_rate_hz=self.sample_rate_hz)
 
     def config(self) -> dict[str, object]:
         """Rate, hop and companding."""
         return {
             "sample_rate_hz": self.sample_rate_hz,
             "hop": self.hop,
-            "companding": self.power,
+            "companding": self.companding,
+            "loudness_companding": self.loudness_companding,
         }
 
     def files(self) -> dict[str, bytes]:
@@ -144,7 +159,8 @@ class MDCT(Tokenizer):
             bins_D,
             sample_rate_hz=int(config_number(config, "sample_rate_hz", 8_000, 48_000)),
             hop=hop,
-            power=config_number(config, "companding", 0.1, 1),
+            companding=config_number(config, "companding", 0.1, 1),
+            loudness_companding=config_number(config, "loudness_companding", 0.1, 1),
         )
 
 
@@ -170,7 +186,8 @@ def fit(
 
 
 def _fit_mdct(sounds: list[Tensor], options: FitOptions, seed: int, progress: Progress) -> MDCT:
-    frames_TH = torch.cat([_power(mdct(s, options.hop), options.companding) for s in sounds])
+    powers = options.companding, options.loudness_companding
+    frames_TH = torch.cat([_compress(mdct(s, options.hop), *powers) for s in sounds])
     bins_D = _strongest(frames_TH.square().sum(0))
     codebooks_LKD = residual.fit_codebooks(
         frames_TH[:, bins_D],
@@ -184,7 +201,8 @@ def _fit_mdct(sounds: list[Tensor], options: FitOptions, seed: int, progress: Pr
         bins_D,
         sample_rate_hz=options.sample_rate_hz,
         hop=options.hop,
-        power=options.companding,
+        companding=options.companding,
+        loudness_companding=options.loudness_companding,
     )
 
 
@@ -220,9 +238,18 @@ def evaluate(tokenizer: MDCT | Units, held_out: Iterable[Waveform]) -> dict[str,
     return report
 
 
-def _power(x: Tensor, exponent: float) -> Tensor:
-    """Companding: magnitudes to a power, signs kept."""
-    return x if exponent == 1 else x.sign() * x.abs() ** exponent
+def _compress(frames_TH: Tensor, companding: float, loudness_companding: float) -> Tensor:
+    """Magnitudes to a power, then each frame's norm to another; signs are kept."""
+    frames_TH = frames_TH.sign() * frames_TH.abs() ** companding
+    norm_T1 = frames_TH.norm(dim=1, keepdim=True).clamp(min=TINY)
+    return frames_TH * norm_T1 ** (loudness_companding - 1)
+
+
+def _expand(frames_TH: Tensor, companding: float, loudness_companding: float) -> Tensor:
+    """What `_compress` was given."""
+    norm_T1 = frames_TH.norm(dim=1, keepdim=True)
+    frames_TH = frames_TH * norm_T1 ** (1 / loudness_companding - 1)
+    return frames_TH.sign() * frames_TH.abs() ** (1 / companding)
 
 
 def _strongest(energy_H: Tensor) -> Tensor:

@@ -9,7 +9,15 @@ from plait.tokenizers.base import Encoded, Waveform, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.mdct import imdct, mdct
 from plait.tokenizers.sound import log_mel, prepare
-from plait.tokenizers.speech import MDCT, FitOptions, Units, evaluate, fit
+from plait.tokenizers.speech import (
+    MDCT,
+    FitOptions,
+    Units,
+    _compress,
+    _expand,
+    evaluate,
+    fit,
+)
 from plait.tokenizers.speech_metrics import mel_distance_db, si_sdr_db
 from plait.tokenizers.units import merge_runs
 
@@ -98,6 +106,14 @@ def test_codec_is_near_the_original_and_more_levels_are_nearer(codec):
     assert report["tokens"] == sum(len(e.ids) for e in codec.encode_batch(VOICES[:4]))
 
 
+@pytest.mark.parametrize("powers", [(1, 1), (0.7, 1), (1, 0.6), (0.85, 0.7)])
+def test_companding_is_undone(powers):
+    frames = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    frames = frames * torch.logspace(-7, 1, 50)[:, None]
+    frames[7] = 0
+    assert torch.allclose(_expand(_compress(frames, *powers), *powers), frames, rtol=1e-3)
+
+
 def test_codec_layout(codec):
     encoded = codec.encode_batch(VOICES[:1])[0]
     assert codec.vocab_size == 192
@@ -172,9 +188,8 @@ def test_weights_of_another_tokenizer(codec, units, tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(units.files()["weights.safetensors"])
     with pytest.raises(ConfigError, match="does not fit"):
         load_tokenizer(tmp_path)
-    bad = MDCT(
-        codec.codebooks_LKD * torch.nan, codec.bins_D, sample_rate_hz=16000, hop=320, power=1
-    )
+    bad = MDCT.from_files(codec.config(), codec.files())
+    bad.codebooks_LKD = bad.codebooks_LKD * torch.nan
     bad.save(tmp_path)
     with pytest.raises(ConfigError, match="not finite"):
         load_tokenizer(tmp_path)
@@ -284,7 +299,13 @@ def test_wrong_durations(units):
 def test_nothing_to_fit_on_and_wrong_options():
     with pytest.raises(ConfigError, match="no sound"):
         fit([], FitOptions())
-    for wrong in ({"codebooks": 0}, {"codebook_size": 1}, {"companding": 0}, {"hop": 2}):
+    for wrong in (
+        {"codebooks": 0},
+        {"codebook_size": 1},
+        {"companding": 0},
+        {"loudness_companding": 2},
+        {"hop": 2},
+    ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             FitOptions(**wrong)
 
