@@ -24,6 +24,8 @@ from plait.pipeline.vocabulary import TokenizerInfo
 from plait.tokenizers.base import MODALITIES, Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError, ResumeError
 
+MOST_TASKS_OF_GZIP = 32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -44,7 +46,7 @@ class Job:
         """The fixed partition of the sources."""
         ranges = []
         for number, source in enumerate(self.sources):
-            step = self.samples_per_shard or source.samples_per_task
+            step = self.samples_per_shard or _task_size(source)
             ranges += [(number, a, min(a + step, len(source))) for a in range(0, len(source), step)]
         return [Task(i, *r) for i, r in enumerate(ranges)]
 
@@ -94,6 +96,13 @@ def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerI
     known = [m for m in MODALITIES if m in by_modality]
     names = known + sorted(set(by_modality) - set(known))
     return [(by_modality[m][1], info_of(by_modality[m][1])) for m in names]
+
+
+def _task_size(source: Source) -> int:
+    """Samples a task takes; fewer, larger tasks where each has to read what comes before it."""
+    if source.path.suffix != ".gz":
+        return source.samples_per_task
+    return max(source.samples_per_task, -(-len(source) // MOST_TASKS_OF_GZIP))
 
 
 def _load_tokenizer(folder: Path) -> Tokenizer:

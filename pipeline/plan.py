@@ -114,6 +114,7 @@ class StreamPlan:
         shard_documents = np.array([s.documents for s in stream.shards], np.int64)
         self._groups = windows(shard_documents, *self._salt)
         self._windows: OrderedDict[int, Window] = OrderedDict()
+        self._cuts: dict[int, tuple[tuple[np.ndarray, ...], np.ndarray]] = {}
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
         self.window_rows = np.array(
             [self._count_rows(w) for w in range(len(self._groups))], np.int64
@@ -136,7 +137,8 @@ class StreamPlan:
         if number not in self._windows:
             self._windows[number] = self._load(number)
             if len(self._windows) > KEPT_WINDOWS:
-                self._windows.popitem(last=False)
+                oldest, _ = self._windows.popitem(last=False)
+                self._cuts.pop(oldest, None)
         self._windows.move_to_end(number)
         return self._windows[number]
 
@@ -242,6 +244,11 @@ class StreamPlan:
 
     def _pieces(self, window: Window) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """(document, start, stop, again) of each piece, and its size, which is at most seq_len."""
+        if window.number not in self._cuts:
+            self._cuts[window.number] = self._cut_window(window)
+        return self._cuts[window.number]
+
+    def _cut_window(self, window: Window) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         sizes = window.sizes[window.chosen]
         whole = window.chosen[sizes <= self.seq_len]
         cut = [self._cut(window, d) for d in window.chosen[sizes > self.seq_len].tolist()]
