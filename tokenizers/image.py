@@ -61,7 +61,7 @@ class FitOptions:
     """Residual blocks of that decoder."""
     steps: int = 1500
     """Training steps of method `fsq`, each on 16 crops."""
-    patches: int = 60_000
+    n_patches: int = 60_000
     """Patches that the codes are laid out on, a random choice."""
     max_images: int = 20_000
     """Pictures that are used, a random choice; each takes about 40 kB of memory at 64 pixels."""
@@ -81,7 +81,7 @@ class FitOptions:
             lowest = 0 if name in ("n_blocks", "steps") else 1
             if not lowest <= getattr(self, name) <= highest:
                 raise ConfigError(f"{name} is {getattr(self, name)}, not in {lowest}..{highest}")
-        for name in ("patches", "max_images"):
+        for name in ("n_patches", "max_images"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}, and should be 1 or more")
 
@@ -233,7 +233,7 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     with threads(options.threads):
         patches_NP = sample_patches(
-            thumbnails, options.patches, options.size, options.stride, generator
+            thumbnails, options.n_patches, options.size, options.stride, generator
         )
         if options.method == "patches":
             codes = math.prod(options.levels)

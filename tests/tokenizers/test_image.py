@@ -10,7 +10,7 @@ from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvFSQ, FitOptions, PatchKMeans, evaluate, fit
 from plait.tokenizers.pictures import random_crops, to_tensor, to_thumbnail
 
-TINY = FitOptions(size=32, stride=8, levels=(5, 4, 3), dim=32, n_blocks=1, steps=20, patches=3000)
+TINY = FitOptions(size=32, stride=8, levels=(5, 4, 3), dim=32, n_blocks=1, steps=20, n_patches=3000)
 
 
 def picture(seed, width=48, height=40):
@@ -178,6 +178,7 @@ def test_size_of_another_grid(pictures):
         {"steps": -1},
         {"threads": 0},
         {"max_images": 0},
+        {"n_patches": 0},
     ],
 )
 def test_wrong_options(change):
