@@ -5,6 +5,7 @@ first row is asked for. In `concat` a window's documents follow each other and a
 and only its last row is padded. In `best_fit` see packing.py.
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,6 +110,7 @@ class StreamPlan:
         self._salt = (seed, number)
         self._split: Split = split
         self._validation = validation
+        self._lock = threading.RLock()
         self._marked = np.array([t.modality != "text" for t in stream.tokenizers])
         self._splittable = np.array([t.splittable for t in stream.tokenizers])
         shard_documents = np.array([s.documents for s in stream.shards], np.int64)
@@ -125,31 +127,34 @@ class StreamPlan:
     def locate(self, row: int) -> tuple[int, int, int]:
         """Epoch, window, and row in the window, of row number `row` from 0 on for ever."""
         epoch, row = divmod(row, self.rows)
-        if self._epoch is None or self._epoch[0] != epoch:
+        kept = self._epoch
+        if kept is None or kept[0] != epoch:
             order = permutation(len(self._groups), *self._salt, 3, epoch)
-            self._epoch = (epoch, order, cumulative(self.window_rows[order]))
-        _, order, starts = self._epoch
+            kept = self._epoch = (epoch, order, cumulative(self.window_rows[order]))
+        _, order, starts = kept
         at = int(np.searchsorted(starts, row, "right")) - 1
         return epoch, int(order[at]), row - int(starts[at])
 
     def window(self, number: int) -> Window:
         """A window; the last few are kept."""
-        if number not in self._windows:
-            self._windows[number] = self._load(number)
-            if len(self._windows) > KEPT_WINDOWS:
-                oldest, _ = self._windows.popitem(last=False)
-                self._cuts.pop(oldest, None)
-        self._windows.move_to_end(number)
-        return self._windows[number]
+        with self._lock:
+            if number not in self._windows:
+                self._windows[number] = self._load(number)
+                if len(self._windows) > KEPT_WINDOWS:
+                    oldest, _ = self._windows.popitem(last=False)
+                    self._cuts.pop(oldest, None)
+            self._windows.move_to_end(number)
+            return self._windows[number]
 
     def plan(self, number: int, epoch: int) -> Plan:
         """The plan of a window in an epoch; the last few are kept."""
-        if (number, epoch) not in self._plans:
-            self._plans[number, epoch] = self._make(self.window(number), epoch)
-            if len(self._plans) > KEPT_WINDOWS:
-                self._plans.popitem(last=False)
-        self._plans.move_to_end((number, epoch))
-        return self._plans[number, epoch]
+        with self._lock:
+            if (number, epoch) not in self._plans:
+                self._plans[number, epoch] = self._make(self.window(number), epoch)
+                if len(self._plans) > KEPT_WINDOWS:
+                    self._plans.popitem(last=False)
+            self._plans.move_to_end((number, epoch))
+            return self._plans[number, epoch]
 
     def _load(self, number: int) -> Window:
         group = self._groups[number].tolist()

@@ -6,6 +6,7 @@ and each block's checksums when it is first used.
 """
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -80,6 +81,7 @@ class Stream:
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._metas: OrderedDict[tuple[int, int], BlockMeta] = OrderedDict()
         self._loaded: dict[str, Tokenizer] = {}
+        self._lock = threading.RLock()
 
     @property
     def documents(self) -> int:
@@ -148,22 +150,25 @@ class Stream:
 
     def reader(self, shard: int) -> ShardReader:
         """A shard by number; the ones used last stay open."""
-        reader = self._readers.get(shard)
-        if reader is None:
-            reader = self._readers[shard] = ShardReader(self.path, self.shards[shard])
-            _check_names(reader, self.tokenizers)
-            if len(self._readers) > OPEN_SHARDS:
-                self._readers.popitem(last=False)
-        self._readers.move_to_end(shard)
+        with self._lock:
+            reader = self._readers.get(shard)
+            if reader is None:
+                reader = ShardReader(self.path, self.shards[shard])
+                _check_names(reader, self.tokenizers)
+                self._readers[shard] = reader
+                if len(self._readers) > OPEN_SHARDS:
+                    self._readers.popitem(last=False)
+            self._readers.move_to_end(shard)
         return reader
 
     def _meta(self, shard: int, number: int) -> BlockMeta:
-        if (shard, number) not in self._metas:
-            self._metas[shard, number] = self.reader(shard).meta(number)
-            if len(self._metas) > OPEN_SHARDS:
-                self._metas.popitem(last=False)
-        self._metas.move_to_end((shard, number))
-        return self._metas[shard, number]
+        with self._lock:
+            if (shard, number) not in self._metas:
+                self._metas[shard, number] = self.reader(shard).meta(number)
+                if len(self._metas) > OPEN_SHARDS:
+                    self._metas.popitem(last=False)
+            self._metas.move_to_end((shard, number))
+            return self._metas[shard, number]
 
     def _span(self, reader: ShardReader, number: int, span: int, meta: BlockMeta) -> Span:
         index = reader.index
