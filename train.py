@@ -34,6 +34,7 @@ from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
+from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
 
@@ -196,6 +197,8 @@ class Run:
         _write(path, toml.to_toml(self.config))
         newest = newest_checkpoint(self.folder)
         if newest is None:
+            counts = unigram_counts(self.streams, self.vocabulary, self.config.weights)
+            self.model.set_prior(torch.from_numpy(counts))
             self._describe_folder()
             _drop_lines_after(self.folder / "metrics.jsonl", 0)
             return

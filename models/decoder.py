@@ -2,7 +2,10 @@
 
 The residual stream is one flat tensor [N, D] of all rows, sorted by modality for the whole stack
 if any part tells modalities apart; only attention and the scan see the original order. Input and
-output embeddings are separate (arXiv:2405.09818). The head runs only at positions with a target.
+output embeddings are separate (arXiv:2405.09818). Two things are ours, and let a modality that is
+rare be learned in its few tokens: both embeddings of a token are the sum of its own and of its
+modality's, and logits start from the stream's token frequencies (`set_prior`).
+The head runs only at positions with a target.
 """
 
 from dataclasses import dataclass, field
@@ -26,8 +29,9 @@ from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
 
-LOGITS_AT_ONCE = 1 << 26
-"""Logits held for the backward pass; beyond it the head is done in pieces and done again."""
+LOGITS_AT_ONCE = 1 << 21
+"""Beyond it the head is done in pieces, and done again in the backward pass: pieces of 8 MB stay
+in the cache and in memory that the process has already, which is faster than whole logits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,6 +97,9 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """A causal model of batches; seed torch's global generator before making one."""
 
+    prior_V: Tensor
+    modality_V: Tensor
+
     def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
@@ -100,11 +107,16 @@ class Decoder(nn.Module):
         sublayers = sum(1 + (channel != "none") for _, channel in config.blocks)
         gain = 1.0 if config.norm == "post" else sublayers**-0.5
         self.embedding = nn.Parameter(torch.empty(vocabulary.size, config.dim))
+        self.modality_embedding = nn.Parameter(torch.empty(modalities, config.dim))
+        self.register_buffer("prior_V", torch.zeros(vocabulary.size))
+        table_V = torch.from_numpy(vocabulary.modality_table.astype("int64"))
+        self.register_buffer("modality_V", table_V, persistent=False)
         self.blocks = nn.ModuleList(
             Block(config, mixer, channel, modalities, gain) for mixer, channel in config.blocks
         )
         self.norm = ModalityNorm(config.dim, 1, config.norm_eps)
         self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
+        self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
         self.values = None
         if any(channel == "memory" for _, channel in config.blocks):
             self.values = nn.Parameter(torch.empty(config.memory_keys**2, config.value_dim))
@@ -112,8 +124,11 @@ class Decoder(nn.Module):
 
     def initialise(self) -> None:
         """Draw every parameter anew, in a fixed order, from torch's global generator."""
-        truncated_normal(self.embedding, 1.0 if self.config.norm == "post" else 0.3)
+        std = 1.0 if self.config.norm == "post" else 0.3
+        truncated_normal(self.embedding, std)
+        truncated_normal(self.modality_embedding, std)
         truncated_normal(self.head, 0.02)
+        nn.init.zeros_(self.modality_head)
         if self.values is not None:
             nn.init.normal_(self.values, std=self.config.value_dim**-0.5)
         for module in (*self.blocks.modules(), self.norm):
@@ -121,10 +136,19 @@ class Decoder(nn.Module):
             if reset is not None:
                 reset()
 
+    def set_prior(self, counts_V: Tensor) -> None:
+        """Begin at the unigram distribution: fixed log-frequencies are added to the logits.
+
+        What the weights learn is then what the context says; else rare modalities spend their few
+        tokens on learning which ids there are.
+        """
+        share_V = (counts_V.double() + 1) / (counts_V.double() + 1).sum()
+        self.prior_V.copy_(share_V.log())
+
     def forward(self, batch: Batch, plan: Plan | None = None) -> Tensor:
         """Logits [B, T, V] of what follows each position."""
         x_ND, context = self._trunk(batch, plan or Plan.of(batch))
-        logits_NV = F.linear(context.order.unsort(x_ND), self.head)
+        logits_NV = F.linear(context.order.unsort(x_ND), self._head(), self.prior_V)
         return logits_NV.view(*batch.tokens_BT.shape, -1)
 
     def loss(self, batch: Batch, plan: Plan | None = None) -> Losses:
@@ -154,11 +178,11 @@ class Decoder(nn.Module):
         order = self._step_order(tokens_B)
         position_B1 = torch.full((len(tokens_B), 1), cache.length, device=tokens_B.device)
         context = Context(order=order, turn=self._turn(position_B1), values_RD=self.values)
-        x_BD = F.embedding(order.sort(tokens_B), self.embedding)
+        x_BD = self._embed(order.sort(tokens_B))
         for block, state in zip(self._blocks, cache.mixers, strict=True):
             x_BD = block.step(x_BD, context, state)
         cache.length += 1
-        return F.linear(order.unsort(self.norm(x_BD, order)), self.head)
+        return F.linear(order.unsort(self.norm(x_BD, order)), self._head(), self.prior_V)
 
     def parameter_kinds(self) -> dict[str, Literal["decay", "no_decay", "values"]]:
         """What an optimizer does with each parameter; "values" is the memory's table."""
@@ -190,11 +214,18 @@ class Decoder(nn.Module):
             reset_BT=plan.reset_BT,
             values_RD=self.values,
         )
-        x_ND = F.embedding(order.sort(batch.tokens_BT.flatten()), self.embedding)
+        x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         for block in self.blocks:
             x_ND = block(x_ND, context)
         context.note("output_rms", x_ND.detach().float().square().mean().sqrt())
         return self.norm(x_ND, order), context
+
+    def _embed(self, tokens_N: Tensor) -> Tensor:
+        own_ND = F.embedding(tokens_N, self.embedding)
+        return own_ND + F.embedding(self.modality_V[tokens_N], self.modality_embedding)
+
+    def _head(self) -> Tensor:
+        return self.head + F.embedding(self.modality_V, self.modality_head)
 
     def _turn(self, position_BT: Tensor) -> tuple[Tensor, Tensor] | None:
         if "attention" not in self.config.mixers:
@@ -211,13 +242,14 @@ class Decoder(nn.Module):
 
     def _token_losses(self, x_JD: Tensor, targets_J: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy and squared log-partition of each target, float32."""
-        rows = max(1, LOGITS_AT_ONCE // len(self.head))
+        head_VD = self._head()
+        rows = max(1, LOGITS_AT_ONCE // len(head_VD))
         if len(x_JD) <= rows:
-            return _token_losses(x_JD, self.head, targets_J)
+            return _token_losses(x_JD, head_VD, self.prior_V, targets_J)
         parts = [
             checkpoint(_token_losses, *part, use_reentrant=False, preserve_rng_state=False)
             for part in (
-                (x, self.head, targets)
+                (x, head_VD, self.prior_V, targets)
                 for x, targets in zip(x_JD.split(rows), targets_J.split(rows), strict=True)
             )
         ]
@@ -225,8 +257,10 @@ class Decoder(nn.Module):
         return torch.cat(losses), torch.cat(squares)
 
 
-def _token_losses(x_JD: Tensor, head_VD: Tensor, targets_J: Tensor) -> tuple[Tensor, Tensor]:
-    logits_JV = F.linear(x_JD, head_VD).float()
+def _token_losses(
+    x_JD: Tensor, head_VD: Tensor, prior_V: Tensor, targets_J: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits_JV = F.linear(x_JD, head_VD, prior_V).float()
     partition_J = logits_JV.logsumexp(-1)
     return partition_J - logits_JV.gather(1, targets_J[:, None]).squeeze(1), partition_J.square()
 

@@ -18,7 +18,7 @@ from plait.tokenizers.errors import ConfigError
 class OptimizerConfig:
     """AdamW with linear warm-up and cosine decay."""
 
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate."""
     values_lr: float = 1e-2
     """Peak learning rate of memory values, which have no weight decay."""
