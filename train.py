@@ -38,7 +38,7 @@ from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
 
-MAY_CHANGE = ("steps", "data", "out", "log.", "checkpoint.", "dry_run")
+MAY_CHANGE = ("steps", "data", "out", "log.", "checkpoint.", "validation.batches", "dry_run")
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, and
 `data` may have moved (what it holds is compared by the loader's fingerprint)."""
 

@@ -41,7 +41,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
     with torch.device("meta"):
         decoder = Decoder(config, vocabulary)
     tensors = _read_tensors(folder / "model.safetensors", decoder, device)
-    decoder.load_state_dict(tensors, assign=True)
+    # Copies are aligned as torch's own memory is, without which a product's last bits may differ.
+    decoder.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
     return decoder
 
 

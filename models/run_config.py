@@ -41,8 +41,8 @@ class ValidationConfig:
     """Share of the documents held out, chosen by the seed; 0 is off."""
     every: int = 100
     """Steps between validations; there is always one after the last step."""
-    batches: int = 16
-    """Batches of one validation, always the same ones."""
+    batches: int = 48
+    """Batches of one validation, always the same ones; too few, and a rare modality is noise."""
 
 
 @dataclass(frozen=True, kw_only=True)

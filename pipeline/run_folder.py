@@ -36,7 +36,7 @@ class RunFolder:
         environment = _object(path / "environment.json")
         parameters = _mapping(environment.get("parameters"))
         lines = list(_lines(path / "metrics.jsonl"))
-        resumed = [*_lines(path / "resumed.jsonl"), *(x for x in lines if x.get("resumed"))]
+        resumed = _lines(path / "resumed.jsonl")
         return cls(
             path=path,
             preset=str(environment.get("preset") or config.get("preset") or ""),
