@@ -129,6 +129,7 @@ class Decoder(nn.Module):
         truncated_normal(self.modality_embedding, std)
         truncated_normal(self.head, 0.02)
         nn.init.zeros_(self.modality_head)
+        nn.init.zeros_(self.prior_V)
         if self.values is not None:
             nn.init.normal_(self.values, std=self.config.value_dim**-0.5)
         for module in (*self.blocks.modules(), self.norm):

@@ -2,7 +2,8 @@
 
 Active parameters are those that a token of the modality is multiplied with: shared parts, its own
 part of untied ones, `capacity` experts, the memory rows that it reads, the head. The input
-embedding is a look-up and counts in the total only; so does the rest of the value table. Each
+embedding is a look-up and counts in the total only; so do the modalities' embeddings at both ends,
+which are sums, and the rest of the value table. Each
 module that owns parameters says so itself: `active(modality) -> (in matrix products, others)`.
 """
 

@@ -181,3 +181,14 @@ def test_one_modality_needs_no_order(new_batch, vocabulary):
     text = type(vocabulary)(vocabulary.tokenizers[:1])
     decoder = Decoder(ModelConfig(dim=32, untie=("qkv", "norm")), text)
     assert all(len(p) == 1 for name, p in decoder.named_parameters() if "qkv" in name)
+
+
+def test_prior_is_what_an_empty_context_says(new_decoder, new_batch, preset):
+    """With heads of zero the model predicts the token frequencies, and nothing else."""
+    decoder, batch = new_decoder(preset), new_batch(ROWS)
+    counts_V = torch.arange(decoder.vocabulary.size) % 7
+    decoder.set_prior(counts_V)
+    torch.nn.init.zeros_(decoder.head)
+    share_V = (counts_V + 1) / (counts_V + 1).sum()
+    probability_BTV = decoder(batch).softmax(-1)
+    assert torch.allclose(probability_BTV, share_V.expand_as(probability_BTV), atol=1e-6)

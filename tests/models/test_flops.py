@@ -36,7 +36,8 @@ def test_counts_of_a_dense_model(new_decoder):
     V = decoder.vocabulary.size
     block = 4 * 32 * 32 + 3 * 32 * 48 + 2 * 32
     sizes = count_parameters(decoder)
-    assert sizes["total"] == 2 * V * 32 + block + 32
+    M = len(decoder.vocabulary.modalities)
+    assert sizes["total"] == 2 * (V + M) * 32 + block + 32
     assert set(sizes["active"].values()) == {V * 32 + block + 32}
     assert flops_per_token(decoder, 10)["text"] == 6 * (V * 32 + block - 64) + 12 * 32 * 10
 
@@ -60,6 +61,7 @@ def test_memory_reads_a_part_of_the_table(new_decoder):
     parts = [p.numel() for name, p in decoder.named_parameters() if "memory" not in name]
     sizes = count_parameters(decoder)
     unread = config.memory_keys**2 * 32 - 2 * config.memory_heads * config.memory_top_k * 32
+    unread += decoder.modality_embedding.numel() + decoder.modality_head.numel()
     assert sizes["total"] - sizes["active"]["text"] == decoder.embedding.numel() + unread
     assert sum(parts) == sizes["total"]
     assert torch.is_tensor(decoder.values)
