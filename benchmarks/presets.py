@@ -1,6 +1,7 @@
 """Train every preset on one stream and set its validation loss beside the unigram entropy.
 
-    python benchmarks/presets.py --data STREAM --out RUNS --steps 300
+    python benchmarks/presets.py --data STREAM --out RUNS --steps 300 \\
+        --extra=--rows.batch-size=4 --extra=--validation.batches=100
 
 A model whose loss in some modality is not below that modality's unigram entropy in the stream has
 learned nothing but (at best) how often each token comes. Losses are nats a token, validation is
@@ -30,7 +31,7 @@ class Options:
     """Steps of each preset."""
     presets: tuple[str, ...] = tuple(sorted(p.stem for p in PRESETS.glob("*.toml")))
     """Which presets."""
-    extra: tuple[str, ...] = ()
+    extra: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """More options of `plait train`, such as --extra=--rows.seq-len=1024."""
 
 

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from plait.kernels.cross_entropy import linear_cross_entropy
 from plait.models.attention import Attention, AttentionCache
 from plait.models.config import Channel, Mixer, ModelConfig
 from plait.models.context import Context
@@ -28,10 +28,6 @@ from plait.models.plan import Order, Plan
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
-
-LOGITS_AT_ONCE = 1 << 21
-"""Beyond it the head is done in pieces, and done again in the backward pass: pieces of 8 MB stay
-in the cache and in memory that the process has already, which is faster than whole logits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -157,9 +153,10 @@ class Decoder(nn.Module):
         plan = plan or Plan.of(batch)
         x_ND, context = self._trunk(batch, plan)
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
-        loss_J, square_J = self._token_losses(x_JD, plan.targets_J)
+        loss_J, partition_J = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
         if self.config.z_loss:
+            square_J = partition_J.square()
             context.note("z_loss", square_J.mean())
             square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
             sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
@@ -240,30 +237,6 @@ class Decoder(nn.Module):
         order = Order.of(modality_B, nowhere, len(self.vocabulary.modalities))
         order = order if self.config.by_modality else order.unsorted()
         return order.to(tokens_B.device)
-
-    def _token_losses(self, x_JD: Tensor, targets_J: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy and squared log-partition of each target, float32."""
-        head_VD = self._head()
-        rows = max(1, LOGITS_AT_ONCE // len(head_VD))
-        if len(x_JD) <= rows:
-            return _token_losses(x_JD, head_VD, self.prior_V, targets_J)
-        parts = [
-            checkpoint(_token_losses, *part, use_reentrant=False, preserve_rng_state=False)
-            for part in (
-                (x, head_VD, self.prior_V, targets)
-                for x, targets in zip(x_JD.split(rows), targets_J.split(rows), strict=True)
-            )
-        ]
-        losses, squares = zip(*parts, strict=True)
-        return torch.cat(losses), torch.cat(squares)
-
-
-def _token_losses(
-    x_JD: Tensor, head_VD: Tensor, prior_V: Tensor, targets_J: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits_JV = F.linear(x_JD, head_VD, prior_V).float()
-    partition_J = logits_JV.logsumexp(-1)
-    return partition_J - logits_JV.gather(1, targets_J[:, None]).squeeze(1), partition_J.square()
 
 
 _MIXERS = {"attention": Attention, "mamba": Mamba}

@@ -25,7 +25,7 @@ class RowsConfig:
 
     seq_len: int = 512
     """Tokens in a row."""
-    batch_size: int = 4
+    batch_size: int = 8
     """Rows in a micro-batch."""
     accumulate: int = 1
     """Micro-batches in a step."""

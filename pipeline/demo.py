@@ -67,7 +67,8 @@ def steps(
     yield "Check the stream", ["verify", str(stream)], None
     for preset in ("dense", "mot"):
         run = ["--data", str(stream), "--out", str(out / "runs" / preset)]
-        command = ["train", preset, *run, "--steps", str(train_steps), "--log.every", "25"]
+        brief = ["--rows.batch-size", "4", "--log.every", "25"]
+        command = ["train", preset, *run, "--steps", str(train_steps), *brief]
         yield f"Train the {preset} preset", command, None
     samples = ["--out", str(out / "samples"), "--seed", "1"]
     command = ["generate", str(out / "runs" / "mot"), "--prompt", PROMPT, *samples]

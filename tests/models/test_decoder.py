@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plait.models import decoder as decoder_module
+from plait.kernels import cross_entropy
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 from plait.models.plan import Plan
@@ -129,7 +129,7 @@ def test_head_in_pieces_is_the_whole_head(new_decoder, new_batch, monkeypatch):
     batch, decoder = new_batch(ROWS), new_decoder(ModelConfig(dim=32, z_loss=1e-3))
     whole = backward(decoder, batch), decoder.head.grad.clone()
     decoder.zero_grad()
-    monkeypatch.setattr(decoder_module, "LOGITS_AT_ONCE", 10 * len(decoder.head))
+    monkeypatch.setattr(cross_entropy, "PIECE", 10 * len(decoder.head))
     torch.testing.assert_close((backward(decoder, batch), decoder.head.grad), whole)
 
 
