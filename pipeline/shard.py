@@ -66,7 +66,8 @@ def shard(
     opened = [s for f in found for s in f.sources]
     _check_distinct(opened)
     out = Path(out)
-    captioned = [s.path.parent for s in opened if s.kind in ("images", "audio")]
+    media = [s.path for s in opened if s.kind in ("images", "audio")]
+    captioned = [path.parent for path in media if path.is_file()]
     _check_place(out, [s.path for s in opened] + captioned + [f.root for f in found])
     pairs = jobs.read_tokenizers([Path(t) for t in tokenizers])
     job = Job(

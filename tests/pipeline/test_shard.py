@@ -398,3 +398,15 @@ def test_a_dead_worker_is_reported(tmp_path, bytes_tokenizer):
         shard([source], tmp_path / "out", [bytes_tokenizer], samples_per_shard=100).documents
         == 4000
     )
+
+
+def test_loose_media_beside_the_stream(sample_data, sample_tokenizers, tmp_path, monkeypatch):
+    """A folder of pictures without metadata; the stream goes beside it, both paths relative."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for path in sorted((sample_data / "images").glob("*.png"))[:2]:
+        (tmp_path / "photos" / path.name).write_bytes(path.read_bytes())
+    summary = shard(["photos"], "stream", [sample_tokenizers / "image"], workers=1)
+    assert (summary.documents, summary.rejected) == (2, {})
+    with pytest.raises(ConfigError, match="lies inside the source"):
+        shard(["photos"], "photos/stream", [sample_tokenizers / "image"], workers=1)
