@@ -217,5 +217,6 @@ def _result(entry: _Waiting | Rejected, source: str) -> EncodedDocument | Reject
     pairs = zip(entry.tokenizers, entry.encoded, strict=True)
     spans = [(number, e) for number, e in pairs if e is not None and np.size(e.ids)]
     if not spans:
-        return Rejected(source=source, key=key, reason="no tokens")
+        kinds = " and ".join(dict.fromkeys(part.kind for part in entry.sample.parts))
+        return Rejected(source=source, key=key, reason=f"empty {kinds}")
     return EncodedDocument(key=key, metadata=entry.sample.metadata, spans=spans)

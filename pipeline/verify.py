@@ -161,5 +161,5 @@ def main(argv: list[str]) -> int:
         place = " ".join(x for x in (p.shard, p.block) if x)
         print(f"{place}: {p.problem}" if place else p.problem)
     done = f"{len(stream.shards)} shards, {stream.documents:,} documents, {stream.tokens:,} tokens"
-    print(f"{len(problems)} problems in {done}" if problems else f"all well: {done}")
+    print(f"problems: {len(problems)}; {done}" if problems else f"all well: {done}")
     return int(bool(problems))
