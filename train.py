@@ -195,7 +195,7 @@ class Run:
         if path.is_file():
             self._check_same(toml.build(RunConfig, toml.read_toml(path), str(path)))
         _write(path, toml.to_toml(self.config))
-        newest = newest_checkpoint(self.folder)
+        newest = checkpoint.newest_checkpoint(self.folder)
         if newest is None:
             counts = unigram_counts(self.streams, self.vocabulary, self.config.weights)
             self.model.set_prior(torch.from_numpy(counts))
@@ -254,7 +254,7 @@ class Run:
         temporary.rename(folder)
         _sync(folder.parent)
         keep = self.config.checkpoint.keep
-        for old in _checkpoints(self.folder)[:-keep] if keep else []:
+        for old in checkpoint.checkpoints(self.folder)[:-keep] if keep else []:
             shutil.rmtree(old)
 
     def _load(self, folder: Path) -> None:
@@ -266,17 +266,6 @@ class Run:
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]
-
-
-def newest_checkpoint(run: Path) -> Path | None:
-    """The folder of a run's newest checkpoint, or None."""
-    found = _checkpoints(run)
-    return found[-1] if found else None
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:

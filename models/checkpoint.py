@@ -56,6 +56,17 @@ def load_into(decoder: Decoder, folder: str | Path) -> None:
     decoder.load_state_dict(_read_tensors(folder / "model.safetensors", decoder, "cpu"))
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The folders `checkpoints/step-N` of a run, oldest first."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The folder of a run's newest checkpoint, or None."""
+    return next(reversed(checkpoints(run)), None)
+
+
 def _read_tensors(path: Path, decoder: Decoder, device: torch.device | str) -> dict[str, Tensor]:
     try:
         tensors = load_file(path, device=str(device))

@@ -19,7 +19,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from plait.models.checkpoint import load
+from plait.models.checkpoint import load, newest_checkpoint
 from plait.models.decoder import Decoder
 from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
 from plait.tokenizers.base import Encoded, Tokenizer, Waveform, load_tokenizer
@@ -84,8 +84,7 @@ def find_checkpoint(run: Path) -> Path:
     """The newest checkpoint of a run, or the checkpoint itself."""
     if (run / "model.safetensors").is_file():
         return run
-    found = (run / "checkpoints").glob("step-*")
-    newest = max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+    newest = newest_checkpoint(run)
     if newest is None:
         raise ConfigError(f"{run}: no checkpoint here; train one with `plait train`")
     return newest

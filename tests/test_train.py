@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from plait.models.checkpoint import newest_checkpoint
 from plait.models.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.tokenizers.errors import ConfigError, ResumeError
-from plait.train import Run, newest_checkpoint
+from plait.train import Run
 
 NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
 SMALL = [
