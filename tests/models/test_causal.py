@@ -61,6 +61,7 @@ def test_experts_see_the_batch_in_training(new_decoder, new_batch):
 def test_steps_equal_the_whole_pass(config, new_decoder, new_batch):
     decoder = new_decoder(config)
     settle(decoder, new_batch([(40, 30), (70,)], seed=1))
+    torch.nn.init.normal_(decoder.modality_head, std=0.02)  # zero at birth
     batch = new_batch([(70,), (70,)])
     whole_BTV = decoder(batch, Plan.of(batch))
     cache = decoder.start(2)
