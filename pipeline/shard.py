@@ -2,15 +2,9 @@
 
 import json
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,10 +12,11 @@ import tyro
 
 from plait.pipeline import job as jobs
 from plait.pipeline.encode import Routing
-from plait.pipeline.job import Job, Record, Task
+from plait.pipeline.job import Job
 from plait.pipeline.progress import Progress
 from plait.pipeline.source import Source, find_sources
-from plait.tokenizers.base import Tokenizer, load_tokenizer
+from plait.pipeline.workers import run_in_processes
+from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 SMALL_JOB = 256
@@ -109,101 +104,8 @@ def _run(job: Job, tokenizers: list[Tokenizer], workers: int) -> None:
                 jobs.run_task(job, tokenizers, task)
                 progress.advance(task.stop - task.start)
         else:
-            for task, _ in _run_in_processes(job, missing, workers):
+            for task, _ in run_in_processes(job, missing, workers):
                 progress.advance(task.stop - task.start)
-
-
-def _run_in_processes(job: Job, tasks: list[Task], workers: int) -> Iterator[tuple[Task, Record]]:
-    """Tasks as they finish; a few more than there are workers are handed out at a time."""
-    waiting = iter(tasks)
-    running: dict[Future[Record], Task] = {}
-    with _child_environment(), _pool(job, workers) as pool:
-        try:
-            while True:
-                for task in waiting:
-                    running[_submit(pool, task)] = task
-                    if len(running) >= 2 * workers:
-                        break
-                if not running:
-                    return
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    yield running.pop(future), future.result()
-        except BrokenProcessPool:
-            raise PlaitError(
-                "a worker process was killed (out of memory?); the same command goes on where it "
-                "stopped, fewer --workers need less memory"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _submit(pool: ProcessPoolExecutor, task: Task) -> Future[Record]:
-    try:
-        return pool.submit(_work, task)
-    except OSError as error:  # a worker died while others were being started
-        raise BrokenProcessPool(str(error)) from error
-
-
-def _pool(job: Job, workers: int) -> ProcessPoolExecutor:
-    context = get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
-
-
-@dataclass
-class _Worker:
-    """What a worker process keeps between tasks."""
-
-    job: Job
-    tokenizers: list[Tokenizer] = field(default_factory=list)
-    error: Exception | None = None
-    """Why it could not start; raised by its first task, so that it reaches the user."""
-
-
-_WORKER: list[_Worker] = []
-
-
-def _start_worker(job: Job) -> None:
-    """Load the tokenizers once a process; die with the process that started this one."""
-    parent = parent_process()
-    assert parent is not None
-    threading.Thread(target=_die_with, args=(parent.join,), daemon=True).start()
-    worker = _Worker(job)
-    _WORKER.append(worker)
-    try:
-        folders = [job.out / "tokenizers" / info.name for info in job.infos]
-        worker.tokenizers = [load_tokenizer(folder) for folder in folders]
-    except Exception as error:
-        worker.error = error
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-
-
-def _die_with(join: Callable[[], None]) -> None:
-    join()
-    os._exit(1)
-
-
-def _work(task: Task) -> Record:
-    worker = _WORKER[0]
-    if worker.error is not None:
-        raise worker.error
-    return jobs.run_task(worker.job, worker.tokenizers, task)
-
-
-@contextmanager
-def _child_environment() -> Iterator[None]:
-    """One thread a worker, and no spinning while it waits."""
-    wanted = {"GOMP_SPINCOUNT": "1000", "OMP_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _check_options(caption_first: float, bytes_share: float, per_shard: int, workers: int) -> None:

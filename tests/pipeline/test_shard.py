@@ -1,13 +1,5 @@
 import json
-import multiprocessing
 import os
-import random
-import signal
-import subprocess
-import sys
-import threading
-import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +8,12 @@ import webdataset
 from PIL import Image
 
 from plait.pipeline.shard import main, shard
-from plait.pipeline.shard_writer import ShardWriter
 from plait.pipeline.stream import Stream
 from plait.tokenizers import byte_patch
 from plait.tokenizers.base import Encoded, Tokenizer
-from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError, SampleError
+from plait.tokenizers.errors import ConfigError, ResumeError, SampleError
+
+from .conftest import tree, write_rows
 
 
 class Letters(Tokenizer):
@@ -74,31 +67,11 @@ def made_tokenizers(monkeypatch, tmp_path):
     return [tmp_path / "letters", tmp_path / "shades"]
 
 
-@pytest.fixture(scope="session")
-def bytes_tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "bytes"
-    options = byte_patch.FitOptions(method="whitespace")
-    byte_patch.fit([b"a few words"], options).save(folder)
-    return folder
-
-
-def write_rows(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
-    return path
-
-
 def pictures(folder, count=6):
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         Image.new("RGB", (9, 7), (i * 20, i, 5)).save(folder / f"{i}.png")
     return folder
-
-
-def tree(folder):
-    """All files of a folder and what is in them."""
-    files = (p for p in Path(folder).rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 def rejected(out):
@@ -292,112 +265,6 @@ def test_a_source_of_rejects_alone_leaves_no_shard(tmp_path, bytes_tokenizer):
     assert main([str(source), "--out", str(out), "--tokenizer", str(bytes_tokenizer)]) == 1
     assert not list(out.glob("*.tar")) and len(rejected(out)) == 5
     assert Stream(out).documents == 0
-
-
-def crash_sources(folder):
-    """Three sources; some rows are bad."""
-    rows = [{"text": f"text number {i} " * (i % 7)} for i in range(60)]
-    write_rows(folder / "a.jsonl", rows)
-    write_rows(folder / "b.jsonl", [{"text": ""}] * 20)
-    write_rows(folder / "c.jsonl", [{"text": "x" * i} for i in range(45)])
-    return [folder / "a.jsonl", folder / "b.jsonl", folder / "c.jsonl"]
-
-
-def run_until(step, arguments):
-    """In a child process: run the job, and kill it at write, flush or rename number `step`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = [step]
-
-    def counted(function):
-        def wrapper(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*args, **kwargs)
-
-        return wrapper
-
-    try:
-        os.fsync = counted(os.fsync)
-        Path.replace = counted(Path.replace)
-        ShardWriter._write = counted(ShardWriter._write)
-        shard(*arguments, samples_per_shard=20)
-        os._exit(0)
-    finally:
-        os._exit(7)
-
-
-def test_killed_at_every_step_and_repeated_gives_the_same_bytes(tmp_path, bytes_tokenizer):
-    sources = crash_sources(tmp_path)
-    shard(sources, tmp_path / "whole", [bytes_tokenizer], samples_per_shard=20)
-    expected = tree(tmp_path / "whole")
-    steps = range(0, 400, 5)
-    for step in steps:
-        out = tmp_path / f"killed-{step}"
-        status = run_until(step, (sources, out, [bytes_tokenizer]))
-        if status == 0:
-            break
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        assert not (out / "stream.json").exists() or tree(out).items() >= expected.items()
-        assert run_until(step // 2 + 3, (sources, out, [bytes_tokenizer])) in (0, signal.SIGKILL)
-        shard(sources, out, [bytes_tokenizer], samples_per_shard=20)
-        assert tree(out) == expected
-    else:
-        pytest.fail("the job takes more steps than were tried")
-    assert step > 40
-
-
-@pytest.mark.slow
-def test_killed_workers_and_any_number_of_them_give_the_same_bytes(
-    tmp_path, bytes_tokenizer, repository
-):
-    rows = [{"text": f"text number {i} " * 40} for i in range(6000)]
-    source = write_rows(tmp_path / "t.jsonl", rows)
-    shard([source], tmp_path / "whole", [bytes_tokenizer], workers=1, samples_per_shard=300)
-    expected = tree(tmp_path / "whole")
-    out = tmp_path / "killed"
-    code = f"from plait.pipeline.shard import shard; shard([{str(source)!r}], {str(out)!r}, "
-    code += f"[{str(bytes_tokenizer)!r}], workers=3, samples_per_shard=300)"
-    environment = {**os.environ, "PYTHONPATH": str(repository / ".package")}
-    delays = random.Random(0)
-    kills = 0
-    for _ in range(40):
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=-3)
-        deadline = time.monotonic() + 60
-        seen = len(list(out.glob("*.tar")))
-        while process.poll() is None and time.monotonic() < deadline:
-            if kills < 3 and len(list(out.glob("*.tar"))) >= seen + 2:
-                time.sleep(delays.random() * 0.05)
-                process.kill()
-                kills += 1
-                break
-            time.sleep(0.005)
-        if process.wait() == 0:
-            break
-    assert kills == 3 and tree(out) == expected
-
-
-def test_a_dead_worker_is_reported(tmp_path, bytes_tokenizer):
-    source = write_rows(tmp_path / "t.jsonl", [{"text": "a" * 2000}] * 4000)
-
-    def kill_one():
-        while not (workers := multiprocessing.active_children()):
-            time.sleep(0.001)
-        workers[0].kill()
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    with pytest.raises(PlaitError, match="the same command goes on"):
-        shard([source], tmp_path / "out", [bytes_tokenizer], workers=2, samples_per_shard=100)
-    killer.join()
-    assert (
-        shard([source], tmp_path / "out", [bytes_tokenizer], samples_per_shard=100).documents
-        == 4000
-    )
 
 
 def test_loose_media_beside_the_stream(sample_data, sample_tokenizers, tmp_path, monkeypatch):

@@ -1,0 +1,31 @@
+"""What the tests of the pipeline share."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from plait.tokenizers import byte_patch
+
+
+@pytest.fixture(scope="session")
+def bytes_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a byte tokenizer."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "bytes"
+    options = byte_patch.FitOptions(method="whitespace")
+    byte_patch.fit([b"a few words"], options).save(folder)
+    return folder
+
+
+def write_rows(path: Path, rows: Sequence[dict | str]) -> Path:
+    """A file of JSON lines; a string stands as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(r if isinstance(r, str) else json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """All files of a folder and what is in them."""
+    files = (p for p in Path(folder).rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
