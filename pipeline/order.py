@@ -4,13 +4,7 @@ A permutation is the order of hashed numbers, so it depends on nothing but its a
 same on every machine and in every version of numpy (whose generators promise no such thing).
 """
 
-from typing import Literal
-
 import numpy as np
-
-from plait.tokenizers.errors import ConfigError
-
-Split = Literal["all", "train", "validation"]
 
 WINDOW_DOCUMENTS = 1 << 17
 """A window takes shards up to so many documents; its plan holds about 100 bytes a document."""
@@ -57,20 +51,3 @@ def windows(documents: np.ndarray, *salt: int) -> list[np.ndarray]:
         groups[-1].append(shard)
         size += int(documents[shard])
     return [np.array(group) for group in groups]
-
-
-def in_split(numbers: np.ndarray, seed: int, split: Split, validation: float) -> np.ndarray:
-    """Which documents belong to a split; each is in train or validation by a hash of its number."""
-    if split == "all":
-        return np.ones(len(numbers), bool)
-    limit = np.uint64(min(int(validation * 2**64), 2**64 - 1))
-    held_out = hashes(numbers, seed, 2) < limit
-    return held_out if split == "validation" else ~held_out
-
-
-def check_split(split: str, validation: float) -> None:
-    """ConfigError for a split that does not exist or would hold nothing."""
-    if split not in ("all", "train", "validation"):
-        raise ConfigError(f"split {split!r}: should be all, train or validation")
-    if not 0 <= validation < 1 or (split == "validation" and not validation):
-        raise ConfigError(f"validation {validation}: the share held out, more than 0 and below 1")

@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 
 from plait.pipeline.index import cumulative
-from plait.pipeline.order import Split, hashes, in_split, permutation, windows
+from plait.pipeline.order import hashes, permutation, windows
 from plait.pipeline.packing import SpanShape, best_fit, cut_document
 from plait.pipeline.shard_reader import ShardReader
+from plait.pipeline.split import Split, Splitter
 from plait.pipeline.stream import Stream
 from plait.tokenizers.errors import ConfigError
 
@@ -106,10 +107,8 @@ class StreamPlan:
         self.stream = stream
         self.seq_len = seq_len
         self.packing: Packing = packing
-        self._seed = seed
         self._salt = (seed, number)
-        self._split: Split = split
-        self._validation = validation
+        self._splitter = Splitter(stream, seed=seed, split=split, validation=validation)
         self._lock = threading.RLock()
         self._marked = np.array([t.modality != "text" for t in stream.tokenizers])
         self._splittable = np.array([t.splittable for t in stream.tokenizers])
@@ -176,12 +175,11 @@ class StreamPlan:
         )
         blocks = np.concatenate([i.span_blocks for i in indexes])
         itemsize = [np.array([b.itemsize for b in i.blocks])[i.span_blocks] for i in indexes]
-        kept = in_split(documents, self._seed, self._split, self._validation)
         return Window(
             number=number,
             readers=readers,
             documents=documents,
-            chosen=np.flatnonzero(kept),
+            chosen=np.flatnonzero(self._splitter.chosen(documents)),
             sizes=sizes,
             bases=cumulative(sizes),
             span_starts=span_starts,

@@ -16,8 +16,8 @@ import xxhash
 from plait.pipeline.batch import Batch
 from plait.pipeline.gather import GlobalIds, RowArrays, empty_rows, finish, gather
 from plait.pipeline.mixture import LONGEST_PERIOD, Mixture, shares
-from plait.pipeline.order import Split, check_split
 from plait.pipeline.plan import Packing, StreamPlan
+from plait.pipeline.split import Split
 from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
@@ -40,7 +40,7 @@ class Rows:
 
     `packing` is `best_fit` (documents whole where they fit, pictures always) or `concat` (cut at
     row ends, nothing wasted). `weights` are shares of rows, one a stream; without them each stream
-    comes as often as it has rows. `split` chooses documents by a hash of seed and number;
+    comes as often as it has rows. `split` chooses documents, see split.py;
     `validation` is the share held out. Raises ConfigError.
     """
 
@@ -59,7 +59,6 @@ class Rows:
         self.streams = (streams,) if isinstance(streams, Stream) else tuple(streams)
         self.seq_len = seq_len
         _check(self.streams, seq_len, packing, weights)
-        check_split(split, validation)
         self.vocabulary = vocabulary or Vocabulary.merge([s.tokenizers for s in self.streams])
         _check_vocabulary(self.vocabulary, self.streams)
         self._ids = [GlobalIds.of(s.tokenizers, self.vocabulary) for s in self.streams]
