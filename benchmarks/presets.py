@@ -1,7 +1,6 @@
 """Train every preset on one stream and set its validation loss beside the unigram entropy.
 
-    python benchmarks/presets.py --data STREAM --out RUNS --steps 300 \\
-        --extra=--rows.batch-size=4 --extra=--validation.batches=100
+    python benchmarks/presets.py --data STREAM --out RUNS --steps 300
 
 A model whose loss in some modality is not below that modality's unigram entropy in the stream has
 learned nothing but (at best) how often each token comes. Losses are nats a token, validation is
