@@ -77,7 +77,9 @@ def encode_block(block: Block) -> dict[str, bytes]:
         members["patches.npy"] = npy_bytes(np.packbits(block.patch_starts))
     if block.durations is not None:
         members["durations.npy"] = npy_bytes(block.durations)
-    metadata = [dict(m) for m in block.metadata] if any(block.metadata) else None
+    metadata = None
+    if any(block.metadata):
+        metadata = [m if isinstance(m, dict) else dict(m) for m in block.metadata]
     meta = {
         "source": block.source,
         "tokenizers": block.tokenizers,
