@@ -99,13 +99,13 @@ def narrow(ids: np.ndarray) -> np.ndarray:
 
 def _optional(
     pairs: Sequence[tuple[int, Encoded]],
-    given: Sequence[np.ndarray | None],
+    given: list[np.ndarray | None],
     tokenizers: Sequence[str],
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
     """An optional array of the tokenizers that give it; each gives it always or never."""
-    having = {t for (t, _), array in zip(pairs, given, strict=True) if array is not None}
-    if not having:
+    if given.count(None) == len(given):
         return (), None
+    having = {t for (t, _), array in zip(pairs, given, strict=True) if array is not None}
     rows = [(array, e) for (t, e), array in zip(pairs, given, strict=True) if t in having]
     arrays = [array for array, e in rows if array is not None and len(array) == len(e.ids)]
     if len(arrays) != len(rows):
