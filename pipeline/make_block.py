@@ -99,11 +99,11 @@ def narrow(ids: np.ndarray) -> np.ndarray:
 
 def _optional(
     pairs: Sequence[tuple[int, Encoded]],
-    given: list[np.ndarray | None],
+    given: Sequence[np.ndarray | None],
     tokenizers: Sequence[str],
 ) -> tuple[tuple[str, ...], np.ndarray | None]:
     """An optional array of the tokenizers that give it; each gives it always or never."""
-    if given.count(None) == len(given):
+    if not [array for array in given if array is not None]:
         return (), None
     having = {t for (t, _), array in zip(pairs, given, strict=True) if array is not None}
     rows = [(array, e) for (t, e), array in zip(pairs, given, strict=True) if t in having]
