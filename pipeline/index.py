@@ -1,7 +1,8 @@
 """The index beside a shard: where each document's spans lie, from lengths alone.
 
 A small tar of arrays (`.idx`), made while the shard is written and rebuildable from it. Lengths
-are kept in the smallest integers that hold them, about 5 bytes a span; offsets are sums of them.
+are kept in the smallest integers that hold them; an array whose values are all the same is only
+named with its value. So a span of text costs one or two bytes. Offsets are sums of lengths.
 """
 
 import json
@@ -12,11 +13,13 @@ from functools import cached_property
 import numpy as np
 import xxhash
 
-from plait.pipeline.block import DOCUMENT, LENGTH, TOKENIZER, WIDTH, Block, decode_block, json_bytes
+from plait.pipeline.block import Block, decode_block, json_bytes
+from plait.pipeline.spans import DOCUMENT, LENGTH, TOKENIZER, WIDTH
 from plait.pipeline.tar import Member, npy_bytes, npy_parse, npy_view, pack, scan, smallest
 from plait.tokenizers.errors import ShardError
 
 FORMAT = 1
+ARRAYS = ("counts", "lengths", "widths", "kinds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +145,23 @@ def make_index(
 
 def encode_index(index: ShardIndex) -> bytes:
     """The bytes of the `.idx` file."""
+    constants: dict[str, int] = {}
     head = {
         "format": FORMAT,
         "shard": index.shard,
         "tar_bytes": index.tar_bytes,
         "tokenizers": index.tokenizers,
         "modalities": index.modalities,
+        "constants": constants,
         "blocks": [vars(b) for b in index.blocks],
     }
-    arrays = {n: npy_bytes(getattr(index, n)) for n in ("counts", "lengths", "widths", "kinds")}
-    members = {f"{name}.npy": data for name, data in arrays.items()}
+    members = {}
+    for name in ARRAYS:
+        array = getattr(index, name)
+        if name == "lengths" or (array != array[0]).any():
+            members[f"{name}.npy"] = npy_bytes(array)
+        else:
+            constants[name] = int(array[0])
     return pack({"index.json": json_bytes(head), **members})
 
 
@@ -165,8 +175,10 @@ def decode_index(data: bytes, where: str) -> ShardIndex:
             raise ShardError(f"{where}: format {head['format']!r}; this plait reads {FORMAT}")
         arrays = {
             n: npy_view(members[f"{n}.npy"], f"{where}:{n}.npy")
-            for n in ("counts", "lengths", "widths", "kinds")
+            for n in ARRAYS
+            if f"{n}.npy" in members
         }
+        arrays |= _constant_arrays(head["constants"], len(arrays["lengths"]))
         index = ShardIndex(
             shard=str(head["shard"]),
             tar_bytes=int(head["tar_bytes"]),
@@ -214,6 +226,18 @@ def rebuild_index(tar: memoryview, shard: str, where: str) -> ShardIndex:
     if first is None:
         raise ShardError(f"{where}: a shard without blocks; make it again with `plait shard`")
     return make_index(shard, len(tar), blocks, spans, first)
+
+
+def _constant_arrays(constants: dict[str, int], spans: int) -> dict[str, np.ndarray]:
+    """The arrays of an index whose values are all the same."""
+    arrays = {}
+    for name, value in constants.items():
+        least = 0 if name == "kinds" else 1
+        if name not in ARRAYS or type(value) is not int or not least <= value < 1 << 32:
+            raise ValueError(f"a constant {name} of {value}")
+        size = spans // value if name == "counts" else spans
+        arrays[name] = smallest(np.full(size, value, np.uint32))
+    return arrays
 
 
 def _block_info(entry: dict) -> BlockInfo:

@@ -103,11 +103,9 @@ class ShardReader:
 
     def meta(self, number: int) -> BlockMeta:
         """Keys and metadata of a block."""
-        name = self.index.blocks[number].name
-        meta = read_meta(self.member(number, "meta.json"), f"{self.path}: {name}")
-        if len(meta.keys) != self.index.blocks[number].documents:
-            raise ShardError(f"{self.path}: block {name} is not the one that its index describes")
-        return meta
+        info = self.index.blocks[number]
+        where = f"{self.path}: {info.name}"
+        return read_meta(self.member(number, "meta.json"), where, info.documents)
 
 
 def _open(path: Path, size: int):

@@ -19,10 +19,12 @@ from plait.pipeline.block import (
     Block,
     EncodedDocument,
     encode_block,
-    make_block,
 )
-from plait.pipeline.index import BlockInfo, block_info, encode_index, make_index
+from plait.pipeline.index import BlockInfo, block_info, cumulative, encode_index, make_index
+from plait.pipeline.make_block import Run, block_of_runs, make_block, narrow
+from plait.pipeline.spans import TOKENIZER
 from plait.pipeline.tar import END, header, padding
+from plait.tokenizers.errors import ConfigError
 
 TEMPORARY = ".tmp"
 
@@ -62,6 +64,8 @@ class ShardWriter:
         self._tokenizers = tuple(tokenizers)
         self._modalities = tuple(modalities)
         self._pending: list[EncodedDocument] = []
+        self._runs: list[Run] = []
+        self._pending_documents = 0
         self._pending_tokens = 0
         self._blocks: list[BlockInfo] = []
         self._spans: list[np.ndarray] = []
@@ -72,13 +76,68 @@ class ShardWriter:
 
     def add(self, document: EncodedDocument) -> None:
         """Take one document with at least one token."""
-        tokens = sum(len(encoded.ids) for _, encoded in document.spans)
-        if self._pending and (
-            self._pending_tokens + tokens > BLOCK_TOKENS or len(self._pending) == BLOCK_DOCUMENTS
+        tokens = 0
+        for _, encoded in document.spans:
+            tokens += len(encoded.ids)
+        if self._pending_documents and (
+            self._pending_tokens + tokens > BLOCK_TOKENS
+            or self._pending_documents == BLOCK_DOCUMENTS
         ):
             self._write_block()
+        if self._runs:
+            self._pending = [d for run in self._runs for d in run.documents()]
+            self._runs = []
         self._pending.append(document)
+        self._pending_documents += 1
         self._pending_tokens += tokens
+
+    def add_many(
+        self,
+        ids: np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
+        keys: Sequence[str],
+        *,
+        tokenizer: int = 0,
+    ) -> None:
+        """Take documents of one span each that are tokenized already, as `add` would one by one.
+
+        `ids` holds the local ids of all of them back to back; document i has `lengths[i]`, at
+        least one, and the key `keys[i]`. Much faster than `add`, and the shard is the same.
+        """
+        lengths = np.asarray(lengths, np.int64)
+        ids = _check_run(ids, lengths, keys, 0 <= tokenizer < len(self._tokenizers))
+        ends = cumulative(lengths)
+        first, count = 0, len(lengths)
+        while first < count:
+            room = ends[first] + BLOCK_TOKENS - self._pending_tokens
+            last = min(
+                int(np.searchsorted(ends, room, "right")) - 1,
+                first + BLOCK_DOCUMENTS - self._pending_documents,
+                count,
+            )
+            if last <= first and self._pending_documents:
+                self._write_block()
+                continue
+            last = max(last, first + 1)
+            a, b = ends[[first, last]].tolist()
+            self._take(
+                Run(
+                    ids=ids[a:b].copy(),
+                    lengths=lengths[first:last].copy(),
+                    keys=tuple(keys[first:last]),
+                    tokenizer=tokenizer,
+                )
+            )
+            first = last
+
+    def _take(self, run: Run) -> None:
+        """Keep documents that fit into the block."""
+        if self._pending:
+            self._pending += run.documents()
+        else:
+            self._runs.append(run)
+        self._pending_documents += len(run.lengths)
+        self._pending_tokens += len(run.ids)
 
     def finish(self) -> ShardInfo | None:
         """Put the shard and its index in place; None, and no file, if there was no document."""
@@ -90,7 +149,7 @@ class ShardWriter:
         index = make_index(self._name, self._offset, self._blocks, self._spans, self._head)
         index_data = encode_index(index)
         write_file(self._folder / f"{self._name}.idx", index_data)
-        kinds = np.concatenate([s[:, 2] for s in self._spans])
+        kinds = np.concatenate([s[:, TOKENIZER] for s in self._spans])
         tokens = np.bincount(kinds, index.lengths, len(self._tokenizers)).astype(np.int64)
         spans = np.bincount(kinds, minlength=len(self._tokenizers))
         names = self._modalities
@@ -112,15 +171,10 @@ class ShardWriter:
             Path(self._file.name).unlink(missing_ok=True)
 
     def _write_block(self) -> None:
-        if not self._pending:
+        if not self._pending_documents:
             return
         self._file = self._file or open_temporary(self._folder / f"{self._name}.tar")
-        block = make_block(
-            self._pending,
-            source=self._source,
-            tokenizers=self._tokenizers,
-            modalities=self._modalities,
-        )
+        block = self._make_block()
         name = f"{self._name.rpartition('-')[2]}-{len(self._blocks):04d}"
         members, offsets = encode_block(block), {}
         for suffix, data in members.items():
@@ -131,13 +185,40 @@ class ShardWriter:
         self._blocks.append(block_info(name, block, members, offsets))
         self._spans.append(block.spans)
         self._head = self._head or block
-        self._pending, self._pending_tokens = [], 0
+        self._pending, self._runs = [], []
+        self._pending_documents = self._pending_tokens = 0
+
+    def _make_block(self) -> Block:
+        names = {
+            "source": self._source,
+            "tokenizers": self._tokenizers,
+            "modalities": self._modalities,
+        }
+        if self._runs:
+            return block_of_runs(self._runs, **names)
+        return make_block(self._pending, **names)
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
         self._file.write(data)
         self._digest.update(data)
         self._offset += len(data)
+
+
+def _check_run(
+    ids: np.ndarray, lengths: np.ndarray, keys: Sequence[str], known: bool
+) -> np.ndarray:
+    """Ids in two or four bytes; ConfigError if they are not what `add_many` takes."""
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or lengths.ndim != 1:
+        raise ConfigError(f"add_many: ids are {ids.dtype} {ids.shape}, should be integers [n]")
+    if len(lengths) != len(keys) or int(lengths.sum()) != len(ids):
+        raise ConfigError(
+            f"add_many: {len(keys)} keys, {len(lengths)} lengths of {int(lengths.sum())} tokens "
+            f"together, {len(ids)} ids: these should agree"
+        )
+    if not known or (len(lengths) and int(lengths.min()) < 1):
+        raise ConfigError("add_many: a document is empty, or its tokenizer is not of this shard")
+    return narrow(ids)
 
 
 def open_temporary(path: Path) -> BinaryIO:

@@ -6,7 +6,6 @@ it defines `open_source(path, root)` and the loose files it takes (`SUFFIXES`, o
 Reading yields exactly one `Sample` or `Rejected` for each number, never less.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import xxhash
 
+from plait.pipeline.json_text import read_json
 from plait.pipeline.lines import open_lines
 from plait.tokenizers.base import Waveform
 from plait.tokenizers.errors import ConfigError, SampleError
@@ -190,7 +190,7 @@ def kind_of_rows(path: Path) -> str:
 def parse_row(line: bytes) -> dict[str, Json] | str:
     """The JSON object of a line, or the reason why it is none."""
     try:
-        row = json.loads(line)
+        row = read_json(line)
     except (ValueError, RecursionError) as error:
         return f"bad JSON: {error}"
     return row if isinstance(row, dict) else f"bad row: {type(row).__name__}, not an object"

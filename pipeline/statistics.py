@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.pipeline.block import DOCUMENT, LENGTH, TOKENIZER, Block
+from plait.pipeline.block import Block
+from plait.pipeline.spans import DOCUMENT, LENGTH, TOKENIZER
 from plait.pipeline.vocabulary import TokenizerInfo
 from plait.tokenizers.errors import ShardError
 

@@ -68,7 +68,8 @@ class Text(Tokenizer):
         except RuntimeError as error:
             raise ConfigError(f"{MODEL_FILE}: not a SentencePiece model, or damaged") from error
         self._bytes = [_piece_bytes(self._pieces, i) for i in range(self.vocab_size)]
-        self._space = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        spelled = [self._pieces.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._space = np.array(spelled, np.int32)
         if self.decode(self.encode_batch([PROBE])[0]) != PROBE:
             raise ConfigError(
                 f"{MODEL_FILE}: this model changes text (it normalises, adds a space in front or "
@@ -77,16 +78,26 @@ class Text(Tokenizer):
 
     def encode_batch(self, samples: Sequence[str], num_threads: int = 1) -> list[Encoded]:
         """Ids of each string; SampleError if one is no valid Unicode (a lone surrogate)."""
-        parts = [_checked(sample).split(SPACE) for sample in samples]
-        flat = [part for sample in parts for part in sample]
-        ids = iter(self._pieces.encode(flat, out_type=int, num_threads=num_threads))
-        return [Encoded(ids=self._joined([next(ids) for _ in sample])) for sample in parts]
+        if any(SPACE in sample for sample in samples):
+            parts = [sample.split(SPACE) for sample in samples]
+            ids = iter(self._ids([part for sample in parts for part in sample], num_threads))
+            return [Encoded(ids=self._joined([next(ids) for _ in sample])) for sample in parts]
+        return [Encoded(ids=ids) for ids in self._ids(list(samples), num_threads)]
 
-    def _joined(self, parts: list[list[int]]) -> np.ndarray:
-        ids = list(parts[0])
-        for part in parts[1:]:
-            ids += self._space + part
-        return np.array(ids, np.int32)
+    def _ids(self, texts: list[str], num_threads: int) -> list[np.ndarray]:
+        """Int32 arrays: SentencePiece's lists of Python integers cost a tenth to a third more."""
+        try:
+            return self._pieces.encode(texts, out_type="numpy", num_threads=num_threads)
+        except TypeError:
+            for text in texts:
+                _checked(text)
+            raise
+
+    def _joined(self, parts: list[np.ndarray]) -> np.ndarray:
+        if len(parts) == 1:
+            return parts[0]
+        pieces = [piece for part in parts for piece in (self._space, part)]
+        return np.concatenate(pieces[1:])
 
     def decode(self, encoded: Encoded) -> str:
         """The string; bytes that are not UTF-8, as a model may produce, become U+FFFD."""

@@ -197,12 +197,14 @@ def test_stock_webdataset_reads_the_shards(tmp_path, made_tokenizers):
     samples = list(dataset)
     assert len(samples) == len({s["__key__"] for s in samples}) == 3
     ids = np.concatenate([s["tokens.npy"] for s in samples])
-    spans = np.concatenate([s["spans.npy"] for s in samples])
+    columns = {name for s in samples for name in s["meta.json"]["columns"]}
+    lengths = [s["spans.npy"][:, s["meta.json"]["columns"].index("length")] for s in samples]
     keys = [k for s in samples for k in s["meta.json"]["keys"]]
     found = documents(stream)
     assert keys == [d.key for d in found]
     assert (ids == np.concatenate([s.ids for d in found for s in d.spans])).all()
-    assert spans[:, 3].sum() == stream.tokens and spans.shape[1] == 5
+    assert np.concatenate(lengths).sum() == stream.tokens
+    assert columns == {"document", "modality", "tokenizer", "length", "width"}
 
 
 def test_a_finished_job_does_nothing(tmp_path, bytes_tokenizer, capsys):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from plait.pipeline.index import decode_index, encode_index, rebuild_index
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
-from plait.pipeline.tar import npy_bytes, npy_view, pack, scan
+from plait.pipeline.tar import npy_bytes, pack, scan
 from plait.pipeline.verify import main, verify
 from plait.tokenizers import byte_patch
 from plait.tokenizers.errors import ShardError
@@ -187,9 +187,6 @@ def test_verify_counts_and_ids(copy, tmp_path, capsys):
     assert "problems: " in out and "; 1 shards" in out
 
 
-UNKNOWN = np.array([0, 0, 9, 0, 0], np.int32)
-
-
 def damaged_block(tmp_path, member, data):
     """What is said of a whole tar in which one member of a block was changed."""
     stream = text_stream(tmp_path / "s", [[5, 6, 7]])
@@ -214,9 +211,16 @@ def damaged_block(tmp_path, member, data):
         ("tokens.npy", lambda d: d.replace(b"'<u2'", b"'<f2'"), "should be uint16"),
         ("tokens.npy", lambda d: d[:-2], "do not fill"),
         ("tokens.npy", lambda d: npy_bytes(np.zeros(17, np.uint16)), "do not add up"),
-        ("spans.npy", lambda d: npy_bytes(np.zeros((3, 4), np.int32)), r"int32 \[n, 5\]"),
-        ("spans.npy", lambda d: npy_bytes(npy_view(memoryview(d), "x")[::-1]), "in order"),
-        ("spans.npy", lambda d: npy_bytes(npy_view(memoryview(d), "x") + UNKNOWN), "names none"),
+        ("spans.npy", lambda d: npy_bytes(np.zeros((3, 4), np.uint8)), r"unsigned \[s, 1\]"),
+        ("spans.npy", lambda d: npy_bytes(np.full((3, 1), 6, np.int32)), r"unsigned \[s, 1\]"),
+        (
+            "spans.npy",
+            lambda d: npy_bytes(np.array([[5], [13]], np.uint8)),
+            "entries of metadata|keys",
+        ),
+        ("meta.json", lambda d: d.replace(b'"length"', b'"width"'), "not named in meta.json"),
+        ("meta.json", lambda d: d.replace(b'"width":1', b'"width":-1'), "holds no counts"),
+        ("meta.json", lambda d: d.replace(b'"tokenizer":0', b'"tokenizer":9'), "names none"),
         ("meta.json", lambda d: b"[]", "damaged"),
         ("meta.json", lambda d: d.replace(b'"d1",', b""), "keys"),
     ],
