@@ -23,7 +23,7 @@ STREAM = "plait-stream-"
 """A stream's folder; nothing else in the cache's folder is touched."""
 PART = ".part"
 EVICTED = (".tar", ".idx", PART)
-POLL_S = 0.05
+POLL_S = 0.01
 """Who waits for another's download looks again so often."""
 
 
@@ -98,7 +98,7 @@ class Cache:
                     self._reserve(part, size, must=True)
                     break
             fill(part)
-            part.flush()
+            part.seek(0)
             Path(part.name).replace(path)
         except BaseException:
             _abandon(part)
@@ -192,9 +192,11 @@ def _abandon(part: BinaryIO) -> None:
 def _remove(path: Path) -> bool:
     """Remove a file that nobody uses; whether it is gone."""
     try:
-        file = path.open("rb")
+        file = path.open("r+b")  # network file systems lock exclusively only what can be written
     except FileNotFoundError:
         return True
+    except PermissionError:
+        return False
     if not _lock_now(file):
         file.close()
         return False

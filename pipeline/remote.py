@@ -128,7 +128,7 @@ class Remote:
         for failures in range(1, self.retry.tries + 1):
             try:
                 return act()
-            except FileNotFoundError:
+            except (FileNotFoundError, ConfigError):
                 raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -137,7 +137,7 @@ class Remote:
             if failures < self.retry.tries:
                 self.retry.wait(failures)
         raise ShardError(
-            f"{self.url}/{name}: no answer after {self.retry.tries} tries, at last {reason}"
+            f"{self.url}/{name}: failed {self.retry.tries} times, at last with {reason}"
         )
 
     def _connect(self) -> tuple["AbstractFileSystem", str]:

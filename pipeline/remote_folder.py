@@ -88,11 +88,13 @@ class RemoteFolder:
             room -= info.bytes + info.index_bytes
             if room >= 0 and info.name not in self._mapped:
                 chosen.append((info, ".tar"))
-        self._start(chosen)
+        self._queue.extendleft(reversed(self._new(chosen)))
+        self._start()
 
     def prefetch_indexes(self, shards: Iterable[ShardInfo]) -> None:
         """Fetch indexes in the background."""
-        self._start([(info, ".idx") for info in shards])
+        self._queue.extend(self._new([(info, ".idx") for info in shards]))
+        self._start()
 
     def file(self, name: str) -> Path:
         """Another file, fetched now; its path, where nothing is if the URL has none."""
@@ -167,13 +169,14 @@ class RemoteFolder:
                 return True
         return False
 
-    def _start(self, wanted: list[tuple[ShardInfo, str]]) -> None:
-        waiting = {info.name + suffix for info, suffix in list(self._queue)}
-        self._queue.extend(
-            (info, suffix)
-            for info, suffix in wanted
-            if info.name + suffix not in waiting and not (self.path / (info.name + suffix)).exists()
-        )
+    def _new(self, wanted: list[tuple[ShardInfo, str]]) -> list[tuple[ShardInfo, str]]:
+        """Those that are neither here nor queued."""
+        known = {info.name + suffix for info, suffix in self._queue.copy()}
+        if self.path.is_dir():
+            known |= {path.name for path in self.path.iterdir()}
+        return [(info, suffix) for info, suffix in wanted if info.name + suffix not in known]
+
+    def _start(self) -> None:
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         for _ in range(min(len(self._queue), THREADS) - len(self._threads)):
             thread = threading.Thread(target=self._work, daemon=True)

@@ -88,10 +88,13 @@ class Stream:
         retry: Retry | None = None,
     ) -> None:
         self.url = str(path)
-        self._remote = None
-        if is_url(path):
-            options = storage_options or {}
-            self._remote = _open_remote(self.url, cache, cache_bytes, options, retry or Retry())
+        self._options = {
+            "cache": cache,
+            "cache_bytes": cache_bytes,
+            "storage_options": storage_options,
+            "retry": retry,
+        }
+        self._remote = _open_remote(self.url, **self._options) if is_url(path) else None
         self.path = self._remote.path if self._remote else Path(self.url.removeprefix("file://"))
         self.manifest = _read_manifest(self.path / "stream.json", self.url)
         try:
@@ -129,6 +132,9 @@ class Stream:
 
     def __len__(self) -> int:
         return self.documents
+
+    def __reduce__(self):
+        return _reopen, (self.url, self._options)
 
     def document(self, i: int) -> Document:
         """Document number i."""
@@ -249,14 +255,19 @@ class Stream:
 
 def _open_remote(
     url: str,
+    *,
     cache: str | Path | None,
     cache_bytes: int | None,
-    options: Mapping[str, object],
-    retry: Retry,
+    storage_options: Mapping[str, object] | None,
+    retry: Retry | None,
 ) -> "RemoteFolder":
     from plait.pipeline.remote_folder import RemoteFolder
 
-    return RemoteFolder(url, cache, cache_bytes, options, retry)
+    return RemoteFolder(url, cache, cache_bytes, storage_options or {}, retry or Retry())
+
+
+def _reopen(url: str, options: dict) -> Stream:
+    return Stream(url, **options)
 
 
 def _read_manifest(path: Path, where: str) -> dict:
