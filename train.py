@@ -223,13 +223,13 @@ class Run:
         for stream in self.streams:
             for info in stream.tokenizers:
                 name = self.vocabulary.name_of(info.fingerprint)
-                source = Path(stream.path) / "tokenizers" / info.name
+                source = stream.tokenizer_folder(info.name)
                 shutil.copytree(source, self.folder / "tokenizers" / name, dirs_exist_ok=True)
         environment = {
             "preset": self.config.preset,
             "parameters": flops.count_parameters(self.model),
             "device": str(self.device),
-            "data": {str(s.path): s.fingerprint for s in self.streams},
+            "data": {s.url: s.fingerprint for s in self.streams},
             **describe_environment(),
         }
         _write(self.folder / "environment.json", json.dumps(environment, indent=2))

@@ -70,7 +70,7 @@ class RunConfig:
     """A training run; one TOML file, in which each option below is a key."""
 
     data: tuple[str, ...] = ()
-    """One stream or more (folders that `plait shard` wrote)."""
+    """One stream or more (folders that `plait shard` wrote, or their URLs)."""
     weights: tuple[float, ...] = ()
     """Shares of the rows that come from each stream; by their size when empty."""
     out: str = ""

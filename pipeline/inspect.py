@@ -17,6 +17,7 @@ from rich.text import Text
 from plait.pipeline import page
 from plait.pipeline.alerts import run_alerts, stream_alerts
 from plait.pipeline.progress import Progress
+from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.stream import Stream
@@ -37,7 +38,8 @@ class InspectOptions:
     """Show what is in a stream, a run or a tokenizer."""
 
     path: tyro.conf.Positional[str]
-    """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json)."""
+    """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json); or a
+    stream's URL."""
     json: bool = False
     """Print the facts as JSON instead of tables."""
     html: str | None = None
@@ -49,6 +51,9 @@ class InspectOptions:
 def main(argv: Sequence[str]) -> int:
     """`plait inspect`."""
     options = tyro.cli(InspectOptions, args=list(argv), prog="plait inspect")
+    if is_url(options.path):
+        inspect_stream(options.path, options)
+        return 0
     path = Path(options.path)
     show = {"stream": inspect_stream, "run": inspect_run, "tokenizer": inspect_tokenizer}
     show[kind_of(path)](path, options)
@@ -70,11 +75,11 @@ def kind_of(path: Path) -> str:
     raise ConfigError(f"{path}: {what} (looked for stream.json, config.toml, config.json)")
 
 
-def inspect_stream(path: Path, options: InspectOptions) -> None:
+def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     """Count everything, then print or write it."""
     stream = Stream(path)
     statistics = count_stream(stream)
-    rejected = count_rejected(path)
+    rejected = count_rejected(stream.rejected_file().parent)
     view = stream_view(stream, options.seq_len) if options.html else None
     totals = {
         "documents": stream.documents,
@@ -87,7 +92,7 @@ def inspect_stream(path: Path, options: InspectOptions) -> None:
     alerts = stream_alerts(stream.documents, rejected, statistics, fill)
     if options.html:
         body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
-        write_page(options.html, f"Stream {path.resolve().name}", body, alerts, view)
+        write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)
     if options.json:
         facts: Facts = {"format": 1, **totals, "rejected_by_reason": rejected}
         facts["modalities"] = {name: modality_facts(s) for name, s in statistics.items()}

@@ -117,6 +117,7 @@ class StreamPlan:
         self._windows: OrderedDict[int, Window] = OrderedDict()
         self._cuts: dict[int, tuple[tuple[np.ndarray, ...], np.ndarray]] = {}
         self._plans: OrderedDict[tuple[int, int], Plan] = OrderedDict()
+        stream.prefetch_indexes()
         self.window_rows = np.array(
             [self._count_rows(w) for w in range(len(self._groups))], np.int64
         )
@@ -149,11 +150,19 @@ class StreamPlan:
         """The plan of a window in an epoch; the last few are kept."""
         with self._lock:
             if (number, epoch) not in self._plans:
+                self.stream.prefetch(self._groups[number].tolist(), self._next(number, epoch))
                 self._plans[number, epoch] = self._make(self.window(number), epoch)
                 if len(self._plans) > KEPT_WINDOWS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end((number, epoch))
             return self._plans[number, epoch]
+
+    def _next(self, number: int, epoch: int) -> list[int]:
+        """Shards of the window that follows this one."""
+        order = np.concatenate(
+            [permutation(len(self._groups), *self._salt, 3, e) for e in (epoch, epoch + 1)]
+        )
+        return self._groups[order[int(np.argmax(order == number)) + 1]].tolist()
 
     def _load(self, number: int) -> Window:
         group = self._groups[number].tolist()

@@ -3,6 +3,7 @@
 import mmap
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import xxhash
@@ -13,12 +14,16 @@ from plait.pipeline.shard_writer import ShardInfo
 from plait.pipeline.tar import npy_view
 from plait.tokenizers.errors import ShardError
 
+if TYPE_CHECKING:
+    from plait.pipeline.remote_folder import RemoteFolder
+
 
 class ShardReader:
     """A mapped shard and its index."""
 
-    def __init__(self, folder: Path, info: ShardInfo) -> None:
+    def __init__(self, folder: Path, info: ShardInfo, remote: "RemoteFolder | None" = None) -> None:
         self.info = info
+        self._remote = remote
         self.path = folder / f"{info.name}.tar"
         self._verified = np.zeros(len(self.index.blocks), bool)
 
@@ -26,7 +31,7 @@ class ShardReader:
     def index(self) -> ShardIndex:
         """The index, checked against `stream.json`."""
         path = self.path.with_suffix(".idx")
-        data = _read(path, self.info.index_bytes)
+        data = self.index_data()
         if xxhash.xxh3_128_hexdigest(data) != self.info.index_checksum:
             raise ShardError(f"{path}: damaged (checksum differs from stream.json)")
         index = decode_index(data, str(path))
@@ -36,9 +41,12 @@ class ShardReader:
 
     @cached_property
     def buffer(self) -> memoryview:
-        """The whole shard, mapped."""
-        with _open(self.path, self.info.bytes) as file:
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        """The whole shard, mapped; the map has the file's lock, if it has one, as a duplicate."""
+        with self._open(".tar") as file:
+            buffer = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if self._remote is not None:
+            self._remote.mapped(self.info, self.release)
+        return buffer
 
     @cached_property
     def ids16(self) -> np.ndarray:
@@ -49,6 +57,16 @@ class ShardReader:
     def ids32(self) -> np.ndarray:
         """The shard as one uint32 array; `index.places` counts in it where ids have 4 bytes."""
         return np.frombuffer(self.buffer, np.uint32)
+
+    def index_data(self) -> bytes:
+        """The bytes of the index, unchecked."""
+        with self._open(".idx") as file:
+            return file.read()
+
+    def release(self) -> None:
+        """Give up the map; it is made again when needed. Views of it stay good."""
+        for name in ("buffer", "ids16", "ids32"):
+            self.__dict__.pop(name, None)
 
     def verify_blocks(self, blocks: np.ndarray) -> None:
         """Check the token ids of these blocks once; ShardError names a damaged block."""
@@ -66,10 +84,12 @@ class ShardReader:
         offset, size, checksum = info.members[suffix]
         data = self.buffer[offset : offset + size]
         if xxhash.xxh3_64_hexdigest(data) != checksum:
-            raise ShardError(
-                f"{self.path}: block {info.name}: {suffix} is damaged (its checksum differs); "
-                "fetch the shard again, or delete it with its .idx and repeat `plait shard`"
-            )
+            todo = "fetch the shard again, or delete it with its .idx and repeat `plait shard`"
+            if self._remote is not None:
+                self._remote.discard(self.info)
+                todo = "it arrived whole, so it was removed from the cache: try again"
+            place = f"{self.path}: block {info.name}: {suffix}"
+            raise ShardError(f"{place} is damaged (its checksum differs); {todo}")
         return data
 
     def patches(self, number: int) -> np.ndarray:
@@ -107,8 +127,14 @@ class ShardReader:
         where = f"{self.path}: {info.name}"
         return read_meta(self.member(number, "meta.json"), where, info.documents)
 
+    def _open(self, suffix: str) -> BinaryIO:
+        if self._remote is not None:
+            return self._remote.open(self.info, suffix)
+        size = self.info.bytes if suffix == ".tar" else self.info.index_bytes
+        return _open(self.path.with_suffix(suffix), size)
 
-def _open(path: Path, size: int):
+
+def _open(path: Path, size: int) -> BinaryIO:
     try:
         found = path.stat().st_size
     except FileNotFoundError:
@@ -120,8 +146,3 @@ def _open(path: Path, size: int):
             "and repeat `plait shard`"
         )
     return path.open("rb")
-
-
-def _read(path: Path, size: int) -> bytes:
-    with _open(path, size) as file:
-        return file.read()

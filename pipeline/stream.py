@@ -1,4 +1,4 @@
-"""A stream: a folder of shards with `stream.json`, read through memory maps.
+"""A stream: a folder or URL of shards with `stream.json`, read through memory maps.
 
 Nothing of the tokens is held in memory, and only the indexes of the shards in use; a document is
 found by its number in constant time. The files are not trusted: sizes are checked before mapping,
@@ -8,22 +8,27 @@ and each block's checksums when it is first used.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from plait.pipeline.block import Block, BlockMeta
 from plait.pipeline.index import FORMAT, cumulative
+from plait.pipeline.remote import Retry, is_url
 from plait.pipeline.shard_reader import ShardReader
 from plait.pipeline.shard_writer import ShardInfo
 from plait.pipeline.source import Json
 from plait.pipeline.vocabulary import TokenizerInfo
 from plait.tokenizers.base import Encoded, Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError, ShardError
+
+if TYPE_CHECKING:
+    from plait.pipeline.remote_folder import RemoteFolder
 
 OPEN_SHARDS = 128
 
@@ -63,20 +68,41 @@ class Document:
 
 
 class Stream:
-    """A folder that `plait shard` made.
+    """A folder that `plait shard` made, or a copy of it at a URL of fsspec's.
 
-    Raises ShardError if the folder holds no stream, or one of another format.
+    Of a URL, whole shards are fetched when they are first used or ahead of it, into the folder
+    `cache` (`PLAIT_CACHE`, else the user's cache) of at most `cache_bytes` (`PLAIT_CACHE_BYTES`,
+    else 32 GiB), which processes share. `storage_options` go to fsspec. `url` is what was named,
+    `path` the folder, or the cache's for this stream.
+
+    Raises ShardError if there is no stream, or one of another format.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.manifest = _read_manifest(self.path / "stream.json")
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        cache: str | Path | None = None,
+        cache_bytes: int | None = None,
+        storage_options: Mapping[str, object] | None = None,
+        retry: Retry | None = None,
+    ) -> None:
+        self.url = str(path)
+        self._options = {
+            "cache": cache,
+            "cache_bytes": cache_bytes,
+            "storage_options": storage_options,
+            "retry": retry,
+        }
+        self._remote = _open_remote(self.url, **self._options) if is_url(path) else None
+        self.path = self._remote.path if self._remote else Path(self.url.removeprefix("file://"))
+        self.manifest = _read_manifest(self.path / "stream.json", self.url)
         try:
             self.tokenizers = tuple(TokenizerInfo(**t) for t in self.manifest["tokenizers"])
             self.shards = tuple(_shard_info(s) for s in self.manifest["shards"])
             self.rejected = int(self.manifest["rejected"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"{self.path}/stream.json: damaged: {error!r}") from None
+            raise ShardError(f"{self.url}/stream.json: damaged: {error!r}") from None
         self.starts = cumulative(np.array([s.documents for s in self.shards], np.int64))
         self._readers: OrderedDict[int, ShardReader] = OrderedDict()
         self._metas: OrderedDict[tuple[int, int], BlockMeta] = OrderedDict()
@@ -107,10 +133,13 @@ class Stream:
     def __len__(self) -> int:
         return self.documents
 
+    def __reduce__(self):
+        return _reopen, (self.url, self._options)
+
     def document(self, i: int) -> Document:
         """Document number i."""
         if not 0 <= i < self.documents:
-            raise IndexError(f"document {i} of {self.documents} in {self.path}")
+            raise IndexError(f"document {i} of {self.documents} in {self.url}")
         shard = int(np.searchsorted(self.starts, i, "right")) - 1
         reader, local = self.reader(shard), i - int(self.starts[shard])
         index = reader.index
@@ -129,37 +158,67 @@ class Stream:
     def blocks(self) -> Iterator[Block]:
         """Whole blocks, in order."""
         for shard in range(len(self.shards)):
+            self.prefetch([shard], range(shard + 1, min(shard + 4, len(self.shards))))
             reader = self.reader(shard)
             yield from (reader.block(b) for b in range(len(reader.index.blocks)))
 
     def tokenizer(self, name: str) -> Tokenizer:
         """One of the stream's tokenizers, loaded from its copy in the stream."""
         if name not in self._loaded:
-            info = next((t for t in self.tokenizers if t.name == name), None)
-            if info is None:
-                names = [t.name for t in self.tokenizers]
-                raise ConfigError(f"{self.path}: no tokenizer {name!r}; there is {names}")
-            tokenizer = load_tokenizer(self.path / "tokenizers" / name)
+            info = self._info(name)
+            tokenizer = load_tokenizer(self.tokenizer_folder(name))
             if tokenizer.fingerprint != info.fingerprint:
                 raise ShardError(
-                    f"{self.path}/tokenizers/{name}: another tokenizer than the one that made the "
+                    f"{self.url}/tokenizers/{name}: another tokenizer than the one that made the "
                     f"stream (fingerprint {tokenizer.fingerprint}, should be {info.fingerprint})"
                 )
             self._loaded[name] = tokenizer
         return self._loaded[name]
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """The local folder of one of the stream's tokenizers."""
+        info = self._info(name)
+        if self._remote is not None:
+            return self._remote.tokenizer(name, info.fingerprint)
+        return self.path / "tokenizers" / name
+
+    def rejected_file(self) -> Path:
+        """The local `rejected.jsonl`; nothing is there if the stream has none."""
+        name = "rejected.jsonl"
+        return self._remote.file(name) if self._remote is not None else self.path / name
+
+    def prefetch(self, shards: Iterable[int], then: Iterable[int] = ()) -> None:
+        """Begin to fetch shards that are needed now, and those needed next, if they lie at a URL.
+
+        ConfigError if the cache has no room for those of now.
+        """
+        if self._remote is not None:
+            self._remote.prefetch([self.shards[s] for s in shards], [self.shards[s] for s in then])
+
+    def prefetch_indexes(self) -> None:
+        """Begin to fetch all indexes, if they lie at a URL."""
+        if self._remote is not None:
+            self._remote.prefetch_indexes(self.shards)
 
     def reader(self, shard: int) -> ShardReader:
         """A shard by number; the ones used last stay open."""
         with self._lock:
             reader = self._readers.get(shard)
             if reader is None:
-                reader = ShardReader(self.path, self.shards[shard])
+                reader = ShardReader(self.path, self.shards[shard], self._remote)
                 _check_names(reader, self.tokenizers)
                 self._readers[shard] = reader
                 if len(self._readers) > OPEN_SHARDS:
                     self._readers.popitem(last=False)
             self._readers.move_to_end(shard)
         return reader
+
+    def _info(self, name: str) -> TokenizerInfo:
+        for info in self.tokenizers:
+            if info.name == name:
+                return info
+        names = [t.name for t in self.tokenizers]
+        raise ConfigError(f"{self.url}: no tokenizer {name!r}; there is {names}")
 
     def _meta(self, shard: int, number: int) -> BlockMeta:
         with self._lock:
@@ -194,20 +253,35 @@ class Stream:
         )
 
 
-def _read_manifest(path: Path) -> dict:
+def _open_remote(
+    url: str,
+    *,
+    cache: str | Path | None,
+    cache_bytes: int | None,
+    storage_options: Mapping[str, object] | None,
+    retry: Retry | None,
+) -> "RemoteFolder":
+    from plait.pipeline.remote_folder import RemoteFolder
+
+    return RemoteFolder(url, cache, cache_bytes, storage_options or {}, retry or Retry())
+
+
+def _reopen(url: str, options: dict) -> Stream:
+    return Stream(url, **options)
+
+
+def _read_manifest(path: Path, where: str) -> dict:
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         if (path.parent / "job").is_dir():
-            raise ShardError(
-                f"{path.parent}: not finished; repeat its `plait shard` command"
-            ) from None
-        raise ShardError(f"{path.parent}: no stream here (stream.json is missing)") from None
+            raise ShardError(f"{where}: not finished; repeat its `plait shard` command") from None
+        raise ShardError(f"{where}: no stream here (stream.json is missing)") from None
     except ValueError as error:
-        raise ShardError(f"{path}: damaged: {error}") from None
+        raise ShardError(f"{where}/stream.json: damaged: {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
-        raise ShardError(f"{path}: format {found!r}; this plait reads format {FORMAT}")
+        raise ShardError(f"{where}/stream.json: format {found!r}; this plait reads format {FORMAT}")
     return manifest
 
 

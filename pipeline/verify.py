@@ -11,7 +11,6 @@ import xxhash
 
 from plait.pipeline.block import LENGTH, TOKENIZER, Block
 from plait.pipeline.index import encode_index, rebuild_index
-from plait.pipeline.shard_reader import ShardReader
 from plait.pipeline.shard_writer import ShardInfo
 from plait.pipeline.stream import Stream
 from plait.tokenizers.errors import PlaitError, ShardError
@@ -30,6 +29,7 @@ def verify(stream: Stream) -> Iterator[Problem]:
     """All problems of a stream; a shard that cannot be read does not hide the others'."""
     keys: list[int] = []
     for number, info in enumerate(stream.shards):
+        stream.prefetch([number], range(number + 1, min(number + 4, len(stream.shards))))
         yield from _verify_shard(stream, number, info, keys)
     yield from _verify_manifest(stream)
     if len(set(keys)) != len(keys):
@@ -79,7 +79,7 @@ def _verify_shard(
     if not whole:
         yield problem("bytes outside the blocks' data differ (checksum of the tar is wrong)")
     try:
-        same = encode_index(rebuild_index(tar, info.name, str(reader.path))) == _index_bytes(reader)
+        same = encode_index(rebuild_index(tar, info.name, str(reader.path))) == reader.index_data()
     except ShardError as error:
         yield problem(f"no whole tar: {error}")
         return
@@ -88,10 +88,6 @@ def _verify_shard(
     tokens = {t.modality: int(n) for t, n in zip(stream.tokenizers, counts, strict=True) if n}
     if tokens != info.tokens:
         yield problem(f"holds {tokens} tokens, stream.json says {info.tokens}")
-
-
-def _index_bytes(reader: ShardReader) -> bytes:
-    return reader.path.with_suffix(".idx").read_bytes()
 
 
 def _wrong_ids(block: Block, stream: Stream) -> str | None:
@@ -110,7 +106,7 @@ def _wrong_ids(block: Block, stream: Stream) -> str | None:
 
 def _verify_manifest(stream: Stream) -> Iterator[Problem]:
     manifest = stream.manifest
-    listed = _count_lines(stream.path / "rejected.jsonl")
+    listed = _count_lines(stream.rejected_file())
     if listed != stream.rejected:
         text = f"rejected.jsonl has {listed} lines, stream.json says {stream.rejected}"
         yield Problem(shard=None, block=None, problem=text)
@@ -136,8 +132,8 @@ def _count_lines(path: Path) -> int:
 class Options:
     """Check every checksum, id and count of a stream; exit code 1 if something is wrong."""
 
-    stream: tyro.conf.Positional[Path]
-    """Folder of the stream."""
+    stream: tyro.conf.Positional[str]
+    """Folder or URL of the stream."""
     json: bool = False
     """Print the problems as JSON."""
 

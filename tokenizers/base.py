@@ -24,6 +24,8 @@ from plait.tokenizers.errors import ConfigError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+KNOWN = ("config.json", "report.json")
+"""Files of every tokenizer's folder; the others are the class's own."""
 MODALITIES = ("text", "image", "speech", "bytes")
 """The modalities that plait knows by itself, in the order in which a vocabulary lays them out."""
 
@@ -113,11 +115,7 @@ class Tokenizer(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """32 hex digits over the configuration and the files."""
-        digest = xxhash.xxh3_128(_config_bytes(self))
-        for name, data in sorted(self.files().items()):
-            digest.update(f"\0{name}\0{len(data)}\0".encode())
-            digest.update(data)
-        return digest.hexdigest()
+        return files_fingerprint({"config.json": _config_bytes(self), **self.files()})
 
     def save(self, folder: str | Path) -> None:
         """Write the folder that `load_tokenizer` reads."""
@@ -145,11 +143,20 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if match is None:
         raise ConfigError(f'{folder}/config.json: "kind" should name a tokenizer, as "text:Text"')
     cls = _find_class(match[1], match[2], folder)
-    known = {"config.json", "report.json"}
     files = {
-        p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in known
+        p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and p.name not in KNOWN
     }
     return cls.from_files(config, files)
+
+
+def files_fingerprint(files: Mapping[str, bytes]) -> str:
+    """The fingerprint of a tokenizer from the files of its folder."""
+    digest = xxhash.xxh3_128(files["config.json"])
+    for name, data in sorted(files.items()):
+        if name not in KNOWN:
+            digest.update(f"\0{name}\0{len(data)}\0".encode())
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _find_class(module_name: str, class_name: str, folder: Path) -> type[Tokenizer]:
