@@ -29,7 +29,7 @@ from plait.pipeline.slurm import write_script
 from plait.pipeline.store import BusyError
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.base import Tokenizer
-from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.errors import ConfigError, PlaitError
 
 SMALL_JOB = 256
 """A job of fewer samples is not worth starting worker processes for."""
@@ -105,11 +105,16 @@ def _run(
     missing = [task for task in tasks if task not in records]
     remove_unfinished(job.store, missing)
     total, left = (sum(t.stop - t.start for t in ts) for ts in (tasks, missing))
-    with Progress("sharding", total=total, unit="samples") as progress:
-        progress.update(total - left)
-        for task, record in _results(job, tokenizers, missing, engine, left):
-            records[task] = record
-            progress.advance(task.stop - task.start)
+    try:
+        with Progress("sharding", total=total, unit="samples") as progress:
+            progress.update(total - left)
+            for task, record in _results(job, tokenizers, missing, engine, left):
+                records[task] = record
+                progress.advance(task.stop - task.start)
+    except (PlaitError, OSError):
+        with suppress(PlaitError, OSError):  # of workers that were ended; the disk may be full
+            remove_unfinished(job.store, missing)
+        raise
     return records
 
 

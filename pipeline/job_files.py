@@ -8,6 +8,7 @@
 import json
 import re
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -219,8 +220,11 @@ def _save_tokenizer(store: Store, tokenizer: Tokenizer, name: str) -> None:
         return
     with store.workplace() as folder:
         part = folder / f".{name}.{secrets.token_hex(6)}{TEMPORARY}"
-        tokenizer.save(part)
-        store.publish_folder(part, f"tokenizers/{name}")
+        try:
+            tokenizer.save(part)
+            store.publish_folder(part, f"tokenizers/{name}")
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _record(data: bytes) -> Record | None:

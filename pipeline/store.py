@@ -139,9 +139,8 @@ class Folder:
         try:
             folder.replace(target)
         except OSError:
-            if not (target / "config.json").is_file():
+            if not (target / "config.json").is_file():  # else another rank was first
                 raise
-            shutil.rmtree(folder)  # another rank was first
         sync_folder(target.parent)
 
     def local(self, name: str) -> AbstractContextManager[Path]:

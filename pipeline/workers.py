@@ -113,8 +113,9 @@ def _work(job: Job, pipe: Connection) -> None:
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.join,), daemon=True).start()
     worker = Worker(job)
-    while True:
-        pipe.send(worker.answer(pipe.recv()))
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            pipe.send(worker.answer(pipe.recv()))
 
 
 def _die_with(join: Callable[[], None]) -> None:
