@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict
 
 from plait.pipeline.block import json_bytes
@@ -58,7 +58,7 @@ def begin(
             f"{store}: a --restart was stopped here; repeat that command, then start the ranks"
         )
     if restart and found and RESTART not in found:
-        store.write(RESTART, json_bytes(_files_of_job(store, found)))
+        store.write(RESTART, json_bytes({"remove": _files_of_job(store, found)}))
         found = store.read([RESTART])
     if RESTART in found:
         _remove_listed(store, found[RESTART])
@@ -186,8 +186,8 @@ def clean(store: Store) -> None:
 
 
 def _remove_listed(store: Store, data: bytes) -> None:
-    names = _parsed(store, RESTART, data)
-    if not all(isinstance(name, str) and _OURS.fullmatch(name) for name in names):
+    names = _parsed(store, RESTART, data).get("remove")
+    if not isinstance(names, list) or not all(_OURS.fullmatch(str(name)) for name in names):
         raise ShardError(f"{store}/{RESTART}: damaged; remove the old job by hand")
     store.remove(names)
 
@@ -195,24 +195,29 @@ def _remove_listed(store: Store, data: bytes) -> None:
 def _files_of_job(store: Store, found: Mapping[str, bytes]) -> list[str]:
     """All files of the job that is there, the manifest first: what is left of it is no stream."""
     described = {name: _parsed(store, name, data) for name, data in found.items()}
-    shards = [f"shard-{i:06d}" for i in range(int(described.get(BEGUN, {}).get("tasks", 0)))]
     try:
-        shards += [str(entry["name"]) for entry in described.get(MANIFEST, {}).get("shards", [])]
-        infos = [info for entry in described.values() for info in entry["tokenizers"]]
-        folders = {f"tokenizers/{info['name']}" for info in infos}
-    except (KeyError, TypeError) as error:
+        tasks = int(described.get(BEGUN, {}).get("tasks", 0))
+        shards = {entry["name"] for entry in described.get(MANIFEST, {}).get("shards", [])}
+        tokenizers = {info["name"] for entry in described.values() for info in entry["tokenizers"]}
+        strange = [name for name in shards | tokenizers if not re.fullmatch(_NAME, name, re.ASCII)]
+    except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{store}: no job that can be removed: {error!r}") from None
-    there = store.files()
-    files = [f"{shard}{suffix}" for shard in dict.fromkeys(shards) for suffix in (".tar", ".idx")]
-    listed = [name for name in (MANIFEST, REJECTED, *files) if name in there]
-    listed += [name for name in there if _is_temporary(name)]
-    listed += [f"{folder}/{name}" for folder in sorted(folders) for name in store.files(folder)]
-    records = [name for name in store.files("job") if name.startswith("task-")]
-    listed += [f"job/{name}" for name in records]
-    strange = [name for name in listed if not _OURS.fullmatch(name)]
     if strange:
         raise ShardError(f"{store}: lists impossible names ({strange[0]!r}); remove it by hand")
-    return listed
+    there = store.files()
+    listed = [name for name in (MANIFEST, REJECTED) if name in there]
+    listed += [name for name in there if _is_temporary(name) or _is_of(name, shards, tasks)]
+    for name in sorted(tokenizers):
+        listed += [f"tokenizers/{name}/{file}" for file in store.files(f"tokenizers/{name}")]
+    listed += [f"job/{name}" for name in store.files("job") if name.startswith("task-")]
+    return [name for name in listed if _OURS.fullmatch(name)]
+
+
+def _is_of(name: str, shards: Set[str], tasks: int) -> bool:
+    """Whether a file is one of these shards, or of the shards of an unfinished job."""
+    shard, _, suffix = name.rpartition(".")
+    match = re.fullmatch(r"shard-(\d{6,9})", shard, re.ASCII)
+    return suffix in ("tar", "idx") and bool(shard in shards or (match and int(match[1]) < tasks))
 
 
 def _save_tokenizer(store: Store, tokenizer: Tokenizer, name: str) -> None:
@@ -251,11 +256,13 @@ def _is_temporary(name: str) -> bool:
 
 def _parsed(store: Store, name: str, data: bytes) -> dict:
     try:
-        return json.loads(data)
-    except ValueError as error:
-        raise ShardError(
-            f"{store}/{name}: damaged: {error}; choose another --out, or remove that folder"
-        ) from None
+        entry = json.loads(data)
+        if isinstance(entry, dict):
+            return entry
+        error = f"it holds a {type(entry).__name__}"
+    except ValueError as damage:
+        error = str(damage)
+    raise ShardError(f"{store}/{name}: damaged: {error}; choose another --out, or remove it")
 
 
 def _total(shards: Sequence[dict], name: str) -> dict[str, int]:
