@@ -7,6 +7,7 @@ actor that is killed is started again by Ray, on any node, and its task is repea
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +20,7 @@ from plait.tokenizers.errors import ConfigError
 
 RETRIES = 3
 """How often a task is repeated whose worker was killed."""
+KNOCK_S = 10.0
 
 
 class RayWorker(Worker):
@@ -93,13 +95,21 @@ def _cluster(workers: int, address: str | None) -> Iterator[None]:
             cpus = workers or len(os.sched_getaffinity(0))
             ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
         else:
+            _knock(address)
             ray.init(address, **quiet)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"--address {address}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """OSError if nobody answers at HOST:PORT; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK_S).close()
 
 
 def _import_ray() -> ModuleType:

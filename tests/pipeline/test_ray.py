@@ -1,6 +1,7 @@
 """A shard job on a Ray cluster of this machine, in a process of its own."""
 
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -74,3 +75,14 @@ def test_without_ray_it_says_what_to_install(tmp_path, bytes_tokenizer, monkeypa
     words = ["--out", str(tmp_path / "out"), "--tokenizer", str(bytes_tokenizer)]
     assert cli.main(["shard", str(source), *words, "--engine", "ray"]) == 2
     assert capsys.readouterr().err == "plait shard: --engine ray: pip install 'plait[ray]'\n"
+
+
+def test_an_address_where_no_cluster_is(tmp_path, bytes_tokenizer, capsys):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+        source = write_rows(tmp_path / "t.jsonl", [{"text": "a"}])
+        words = ["--out", str(tmp_path / "out"), "--tokenizer", str(bytes_tokenizer)]
+        words += ["--engine", "ray", "--address", address]
+        assert cli.main(["shard", str(source), *words]) == 2
+    assert f"plait shard: --address {address}: [Errno" in capsys.readouterr().err
