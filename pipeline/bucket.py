@@ -5,6 +5,7 @@ no locks and no renames, and what two machines write twice is the same. A task's
 to a temporary folder first, which its next user removes if the process was killed.
 """
 
+import errno
 import fcntl
 import os
 import random
@@ -125,7 +126,15 @@ class Bucket:
             with (folder / "new").open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 (folder / "new").rename(folder / "lock")
-                yield folder
+                try:
+                    yield folder
+                except OSError as error:
+                    if error.errno == errno.ENOSPC:
+                        raise PlaitError(
+                            f"{folder.parent}: no space for a shard before its upload; set TMPDIR "
+                            "to a larger disk, the same command goes on where it stopped"
+                        ) from error
+                    raise
 
     def publish(self, folder: Path, names: Sequence[str]) -> None:
         """Upload files, one after the other."""

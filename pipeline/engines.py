@@ -42,8 +42,6 @@ class Engine:
     """Who runs the tasks; ConfigError if the options do not go together."""
 
     name: Literal["local", "ray", "slurm"] = "local"
-    workers: int = 0
-    """Processes, actors, or elements of the array; 0 chooses."""
     address: str | None = None
     """Of a Ray cluster."""
     rank: int | None = None
@@ -59,8 +57,6 @@ class Engine:
     """The command that the Slurm script repeats."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError("--workers is 0 (automatic) or more")
         if (self.rank is None) != (self.world is None):
             raise ConfigError("--rank and --world go together: --rank R --world W, R from 0 to W-1")
         if self.rank is not None and not 0 <= self.rank < (self.world or 0):
@@ -73,8 +69,16 @@ class Engine:
             raise ConfigError("--address is that of a Ray cluster: add --engine ray")
 
 
-def run_job(job: Job, tokenizers: Sequence[Tokenizer], engine: Engine) -> tuple[dict, State]:
-    """Run the job or a rank's share of it; the manifest, or that of the rank's own tasks."""
+HERE = Engine()
+
+
+def run_job(
+    job: Job, tokenizers: Sequence[Tokenizer], engine: Engine, workers: int
+) -> tuple[dict, State]:
+    """Run the job or a rank's share of it; the manifest, or that of the rank's own tasks.
+
+    `workers` processes, Ray actors, or elements of a Slurm array; 0 chooses.
+    """
     store, shared = job.store, engine.rank is not None
     refuse_foreign(store)
     with store.lock(shared=shared):
@@ -82,10 +86,10 @@ def run_job(job: Job, tokenizers: Sequence[Tokenizer], engine: Engine) -> tuple[
             return read_manifest(store) or {}, "already finished"
         tasks = job.tasks()
         if engine.name == "slurm":
-            write_script(engine.script, engine.argv, len(tasks), engine.workers)
+            write_script(engine.script, engine.argv, len(tasks), workers)
             return assemble(job, {})[0], "to be submitted"
         mine = tasks[engine.rank :: engine.world] if shared else [] if engine.finish else tasks
-        records = _run(job, tokenizers, mine, engine)
+        records = _run(job, tokenizers, mine, engine, workers)
         if not shared:
             return finish(job), "finished"
     if all_recorded(job):
@@ -98,17 +102,22 @@ def run_job(job: Job, tokenizers: Sequence[Tokenizer], engine: Engine) -> tuple[
 
 
 def _run(
-    job: Job, tokenizers: Sequence[Tokenizer], tasks: Sequence[Task], engine: Engine
+    job: Job, tokenizers: Sequence[Tokenizer], tasks: Sequence[Task], engine: Engine, workers: int
 ) -> dict[Task, Record]:
     """Run those of the tasks that have no record yet; the records of all of them."""
     records = read_records(job, tasks)
     missing = [task for task in tasks if task not in records]
     remove_unfinished(job.store, missing)
     total, left = (sum(t.stop - t.start for t in ts) for ts in (tasks, missing))
+    if missing and engine.name == "ray":
+        results = run_on_ray(job, missing, workers, engine.address)
+    else:
+        workers = workers or len(os.sched_getaffinity(0))
+        results = _run_here(job, tokenizers, missing, workers if left >= SMALL_JOB else 1)
     try:
         with Progress("sharding", total=total, unit="samples") as progress:
             progress.update(total - left)
-            for task, record in _results(job, tokenizers, missing, engine, left):
+            for task, record in results:
                 records[task] = record
                 progress.advance(task.stop - task.start)
     except (PlaitError, OSError):
@@ -118,12 +127,9 @@ def _run(
     return records
 
 
-def _results(
-    job: Job, tokenizers: Sequence[Tokenizer], tasks: Sequence[Task], engine: Engine, samples: int
+def _run_here(
+    job: Job, tokenizers: Sequence[Tokenizer], tasks: Sequence[Task], workers: int
 ) -> Iterator[tuple[Task, Record]]:
-    if tasks and engine.name == "ray":
-        return run_on_ray(job, tasks, engine.workers, engine.address)
-    workers = min(engine.workers or len(os.sched_getaffinity(0)), len(tasks))
-    if workers > 1 and samples >= SMALL_JOB:
+    if min(workers, len(tasks)) > 1:
         return run_in_processes(job, tasks, workers)
     return ((task, jobs.run_task(job, tokenizers, task)) for task in tasks)

@@ -26,6 +26,8 @@ MANIFEST = "stream.json"
 REJECTED = "rejected.jsonl"
 BEGUN = "job/job.json"
 RESTART = "job/restart.json"
+MARKERS = (BEGUN, RESTART, MANIFEST)
+"""One of these is there from before the first shard on; the last ones are written last."""
 _NAME = r"[A-Za-z0-9_][\w.-]*"
 _OURS = re.compile(rf"(job/|tokenizers/{_NAME}/)?{_NAME}|\.{_NAME}{re.escape(TEMPORARY)}", re.ASCII)
 _UNFINISHED = re.compile(r"\.shard-(\d+)\..*" + re.escape(TEMPORARY))
@@ -33,10 +35,8 @@ _UNFINISHED = re.compile(r"\.shard-(\d+)\..*" + re.escape(TEMPORARY))
 
 def refuse_foreign(store: Store) -> None:
     """ConfigError if there is something that is no shard job; nothing is written before."""
-    if store.read([MANIFEST, BEGUN, RESTART]):
-        return
     others = sorted(n for n in store.names() - {"job", "tokenizers"} if not _is_temporary(n))
-    if others:
+    if others and not store.read(MARKERS):
         raise ConfigError(
             f"{store}: not empty ({', '.join(others[:3])}), and no stream or shard job; choose "
             "another folder for --out"
@@ -52,7 +52,7 @@ def begin(
     Raises ResumeError if there is another job.
     """
     store, specification = job.store, job.specification()
-    found = store.read([MANIFEST, BEGUN, RESTART])
+    found = store.read(MARKERS)
     if shared and RESTART in found:
         raise ResumeError(
             f"{store}: a --restart was stopped here; repeat that command, then start the ranks"
@@ -62,6 +62,8 @@ def begin(
         found = store.read([RESTART])
     if RESTART in found:
         _remove_listed(store, found[RESTART])
+        for info in job.infos:  # of a restart that was stopped
+            store.remove_folder(f"tokenizers/{info.name}")
     elif MANIFEST in found:
         compare(_parsed(store, MANIFEST, found[MANIFEST]), specification, store)
         clean(store)

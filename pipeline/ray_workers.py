@@ -1,7 +1,7 @@
 """The tasks of a shard job on a Ray cluster: one actor a CPU, one task at a time for each.
 
-Ray core alone: what goes through Ray is the job once an actor, task numbers and records; shards
-are written by the actors, so all nodes must see the sources and `--out` under the same names. An
+Ray core alone: what goes through Ray is the job's plan once, task numbers and records; shards are
+written by the actors, so all nodes must see the sources and `--out` under the same names. An
 actor that is killed is started again by Ray, on any node, and its task is repeated.
 """
 
@@ -51,7 +51,8 @@ def run_on_ray(
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": RETRIES}
         actor = ray.remote(**options)(RayWorker)
-        actors = [actor.remote(job, str(Path.cwd())) for _ in range(min(count, len(tasks)))]
+        plan, folder = ray.put(job), str(Path.cwd())
+        actors = [actor.remote(plan, folder) for _ in range(min(count, len(tasks)))]
         try:
             yield from _hand_out(job, tasks, actors)
         finally:
@@ -69,7 +70,7 @@ def _hand_out(job: Job, tasks: Sequence[Task], actors: list) -> Iterator[tuple[T
         actor, task = running.pop(first)
         try:
             result = ray.get(first)
-        except ray.exceptions.RayActorError:
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
             raise killed(job, task or tasks[0], f"killed {RETRIES + 1} times") from None
         if isinstance(result, Exception):
             raise result

@@ -11,7 +11,7 @@ import tyro
 from plait.pipeline import job as jobs
 from plait.pipeline.bucket import open_store
 from plait.pipeline.encode import Routing
-from plait.pipeline.engines import Engine, State, run_job
+from plait.pipeline.engines import HERE, Engine, State, run_job
 from plait.pipeline.job import Job
 from plait.tokenizers.errors import ConfigError, PlaitError
 
@@ -44,7 +44,7 @@ def shard(
     tokenizers: Sequence[str | Path],
     *,
     workers: int = 0,
-    engine: Engine | None = None,
+    engine: Engine = HERE,
     source: str | None = None,
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
@@ -56,8 +56,7 @@ def shard(
     of who runs the tasks. The files are the same for any workers and engine.
     """
     started = time.monotonic()
-    _check_options(caption_first, bytes_share, samples_per_shard)
-    engine = engine or Engine(workers=workers)
+    _check_options(caption_first, bytes_share, samples_per_shard, workers)
     try:
         store = open_store(out)
         opened, passed_over = jobs.find_job_sources(sources, source, store)
@@ -69,7 +68,7 @@ def shard(
             routing=Routing(caption_first=caption_first, bytes_share=bytes_share),
             samples_per_shard=samples_per_shard,
         )
-        manifest, state = run_job(job, [tokenizer for tokenizer, _ in pairs], engine)
+        manifest, state = run_job(job, [t for t, _ in pairs], engine, workers)
     except OSError as error:
         raise PlaitError(
             f"{error.filename or out}: {error.strerror or error}; the same command goes on "
@@ -87,12 +86,12 @@ def shard(
     )
 
 
-def _check_options(caption_first: float, bytes_share: float, per_shard: int) -> None:
+def _check_options(caption_first: float, bytes_share: float, per_shard: int, workers: int) -> None:
     for name, value in (("--caption-first", caption_first), ("--bytes-share", bytes_share)):
         if not 0 <= value <= 1:
             raise ConfigError(f"{name} {value}: a share is between 0 and 1")
-    if per_shard < 0:
-        raise ConfigError("--samples-per-shard is 0 (automatic) or more")
+    if per_shard < 0 or workers < 0:
+        raise ConfigError("--samples-per-shard and --workers are 0 (automatic) or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,6 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(Options, args=argv, prog="plait shard")
     engine = Engine(
         name=options.engine,
-        workers=options.workers,
         address=options.address,
         rank=options.rank,
         world=options.world,
@@ -153,6 +151,7 @@ def main(argv: list[str]) -> int:
         options.sources,
         options.out,
         options.tokenizer,
+        workers=options.workers,
         engine=engine,
         source=options.source,
         caption_first=options.caption_first,

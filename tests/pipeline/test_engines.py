@@ -96,7 +96,6 @@ def test_a_rank_with_other_options_is_refused(job, bytes_tokenizer, tmp_path):
         ({"rank": 0, "world": 3, "restart": True}, "commands of their own"),
         ({"name": "slurm", "rank": 0, "world": 3}, "writes a script"),
         ({"address": "auto"}, "--engine ray"),
-        ({"workers": -1}, "--workers"),
     ],
 )
 def test_options_that_do_not_go_together(options, message):

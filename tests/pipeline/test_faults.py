@@ -132,6 +132,13 @@ def test_a_store_that_fails_at_any_request(
     assert 1 < first < 97
 
 
+def test_no_space_before_the_upload(sources, bytes_tokenizer, memory_url, monkeypatch):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    Failing(monkeypatch, error, first=1, times=1).patch(ShardWriter, "_write")
+    with pytest.raises(PlaitError, match="no space for a shard before its upload; set TMPDIR"):
+        shard(sources, memory_url, [bytes_tokenizer], samples_per_shard=20)
+
+
 def test_a_disk_that_cannot_be_read_is_no_bad_sample(tmp_path, sample_tokenizers, monkeypatch):
     for i in range(4):
         (tmp_path / "set").mkdir(exist_ok=True)
@@ -236,7 +243,7 @@ def killed_after(delay_s, *arguments):
 @pytest.mark.slow
 def test_a_hundred_random_kills(bytes_tokenizer, tmp_path):
     """Jobs killed at random moments, each again and again until one is done before its kill."""
-    rows = [{"id": i, "text": f"number {i} " * (i % 50)} for i in range(300)]
+    rows = [{"id": i, "text": f"number {i} " * (i % 50)} for i in range(200)]
     source = write_rows(tmp_path / "t.jsonl", rows)
     started = time.monotonic()
     shard([source], tmp_path / "whole", [bytes_tokenizer], workers=1, samples_per_shard=20)
