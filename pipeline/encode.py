@@ -5,6 +5,7 @@ by its size in memory, so a document of a thousand pictures does not need a thou
 memory. Documents leave in the order in which samples came. Nothing is dropped without a reason.
 """
 
+import errno
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,11 @@ from plait.tokenizers.errors import ConfigError, SampleError
 
 WAITING_PARTS = 512
 WAITING_BYTES = 32 << 20
+STORAGE_ERRORS = {
+    *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENXIO, errno.ENODEV, errno.ENOMEM),
+    *(errno.EMFILE, errno.ENFILE, errno.ECONNRESET, errno.EHOSTDOWN),
+}
+"""Errors of a disk or a connection; they say nothing about the sample."""
 MODALITY_OF = {"text": "text", "image": "image", "audio": "speech", "bytes": "bytes"}
 
 
@@ -197,6 +203,9 @@ def _load(part: Part, entry: _Waiting) -> object | None:
     try:
         return part.load()
     except SampleError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRORS:
+            raise cause from None  # the sample may be fine: the job stops and can go on later
         entry.reason = str(error)
     return None
 

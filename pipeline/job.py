@@ -2,24 +2,20 @@
 
 The sources are cut into fixed ranges of samples, whatever the number of workers; a task is one
 range and makes one shard. A finished task leaves a record in `OUT/job/`; when all are there, the
-records become `stream.json` and `rejected.jsonl`. So the bytes of a stream depend on sources,
-tokenizers and options alone, and a job that was killed anywhere goes on where records are missing.
+records become `stream.json` and `rejected.jsonl` (job_files.py). So the bytes of a stream depend
+on sources, tokenizers and options alone, and a job that was killed anywhere goes on where records
+are missing.
 """
 
-import fcntl
-import json
-import shutil
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from plait.pipeline.block import json_bytes
 from plait.pipeline.encode import Encoder, Routing
-from plait.pipeline.index import FORMAT
-from plait.pipeline.shard_writer import TEMPORARY, ShardInfo, ShardWriter, write_file
-from plait.pipeline.source import Json, Rejected, Source
+from plait.pipeline.shard_writer import ShardInfo, ShardWriter
+from plait.pipeline.source import Found, Json, Rejected, Source, find_sources
+from plait.pipeline.store import Folder, Store
 from plait.pipeline.vocabulary import TokenizerInfo
 from plait.tokenizers.base import MODALITIES, Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError, ResumeError
@@ -31,16 +27,11 @@ MOST_TASKS_OF_GZIP = 32
 class Job:
     """All that a worker needs."""
 
-    out: Path
+    store: Store
     sources: Sequence[Source]
     infos: tuple[TokenizerInfo, ...]
     routing: Routing
     samples_per_shard: int
-
-    @property
-    def folder(self) -> Path:
-        """Where the records are, until the job is finished."""
-        return self.out / "job"
 
     def tasks(self) -> list["Task"]:
         """The fixed partition of the sources."""
@@ -68,6 +59,16 @@ class Task:
     start: int
     stop: int
 
+    @property
+    def shard(self) -> str:
+        """The name of its shard."""
+        return f"shard-{self.number:06d}"
+
+    @property
+    def record(self) -> str:
+        """The name of its record in the folder `job`."""
+        return f"task-{self.number:06d}.json"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -77,6 +78,34 @@ class Record:
     rejected: list[tuple[str, str]]
     """Key and reason of each."""
     shard: ShardInfo | None
+
+
+def find_job_sources(
+    paths: Sequence[str | Path], kind: str | None, store: Store
+) -> tuple[list[Source], list[Path]]:
+    """The sources at all paths, and the files there that none takes; ConfigError on wrong use."""
+    found = [find_sources(path, kind) for path in paths]
+    sources = [source for f in found for source in f.sources]
+    seen = set()
+    for source in sources:
+        place = (source.kind, source.path.resolve())
+        if place in seen:
+            raise ConfigError(f"{source.path}: named twice; each document should come once")
+        seen.add(place)
+    if isinstance(store, Folder):
+        _check_place(store.path, found)
+    return sources, [path for f in found for path in f.passed_over]
+
+
+def _check_place(out: Path, found: Sequence[Found]) -> None:
+    sources = [source for f in found for source in f.sources]
+    media = [s.path for s in sources if s.kind in ("images", "audio")]
+    captioned = [path.parent for path in media if path.is_file()]
+    for folder in [s.path for s in sources] + captioned + [f.root for f in found]:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"--out {out} lies inside the source {folder}; choose a place outside"
+            )
 
 
 def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerInfo]]:
@@ -124,12 +153,30 @@ def info_of(tokenizer: Tokenizer) -> TokenizerInfo:
     )
 
 
+def stored_tokenizers(job: Job) -> list[Tokenizer]:
+    """The job's tokenizers, from the copies that `begin` left."""
+    loaded = []
+    for info in job.infos:
+        with job.store.local(f"tokenizers/{info.name}") as folder:
+            loaded.append(load_tokenizer(folder))
+    return loaded
+
+
 def run_task(job: Job, tokenizers: Sequence[Tokenizer], task: Task) -> Record:
     """Encode a range into a shard and leave its record."""
+    with job.store.workplace() as folder:
+        record = _write_shard(job, tokenizers, task, folder)
+        if record.shard is not None:
+            job.store.publish(folder, [f"{task.shard}.tar", f"{task.shard}.idx"])
+    job.store.write(f"job/{task.record}", json_bytes(asdict(record)))
+    return record
+
+
+def _write_shard(job: Job, tokenizers: Sequence[Tokenizer], task: Task, folder: Path) -> Record:
     source = job.sources[task.source]
     writer = ShardWriter(
-        job.out,
-        f"shard-{task.number:06d}",
+        folder,
+        task.shard,
         source=str(source.path),
         tokenizers=[info.name for info in job.infos],
         modalities=[info.modality for info in job.infos],
@@ -151,145 +198,4 @@ def run_task(job: Job, tokenizers: Sequence[Tokenizer], task: Task) -> Record:
     except BaseException:
         writer.abort()
         raise
-    record = Record(documents=documents, rejected=rejected, shard=shard)
-    write_file(_record_path(job, task), json_bytes(asdict(record)))
-    return record
-
-
-def read_record(job: Job, task: Task) -> Record | None:
-    """The record of a task, if it is finished and its files are still there."""
-    try:
-        entry = json.loads(_record_path(job, task).read_bytes())
-    except FileNotFoundError:
-        return None
-    shard = ShardInfo(**entry["shard"]) if entry["shard"] else None
-    if shard is not None:
-        files = [(f"{shard.name}.tar", shard.bytes), (f"{shard.name}.idx", shard.index_bytes)]
-        for name, size in files:
-            path = job.out / name
-            if not path.is_file() or path.stat().st_size != size:
-                return None
-    rejected = [(str(key), str(reason)) for key, reason in entry["rejected"]]
-    return Record(documents=entry["documents"], rejected=rejected, shard=shard)
-
-
-def begin(job: Job, tokenizers: Sequence[Tokenizer]) -> bool:
-    """Prepare the folder; False if the job is already finished there.
-
-    Raises ResumeError if the folder holds another job, ConfigError if it holds something else.
-    """
-    specification = job.specification()
-    finished = job.out / "stream.json"
-    if finished.is_file():
-        compare(json.loads(finished.read_bytes()), specification, job.out)
-        _clean(job)
-        return False
-    begun = job.folder / "job.json"
-    if begun.is_file():
-        compare(json.loads(begun.read_bytes()), specification, job.out)
-    elif any(p.name not in ("job", "tokenizers") for p in job.out.iterdir()):
-        raise ConfigError(
-            f"{job.out}: not empty, and no shard job; choose another folder for --out"
-        )
-    for tokenizer, info in zip(tokenizers, job.infos, strict=True):
-        _save_tokenizer(tokenizer, job.out / "tokenizers" / info.name)
-    write_file(begun, json_bytes(specification))
-    return True
-
-
-def compare(found: dict, wanted: dict, out: Path) -> None:
-    """ResumeError naming each part in which a job differs from the one in the folder."""
-    differing = []
-    for part in ("tokenizers", "options"):
-        if found.get(part) != wanted[part]:
-            differing.append(f"{part}: was {_short(found.get(part))}, is {_short(wanted[part])}")
-    old, new = found.get("sources", []), wanted["sources"]
-    if len(old) != len(new):
-        differing.append(f"sources: there were {len(old)}, now {len(new)}")
-    for a, b in zip(old, new, strict=False):
-        fields = [k for k in b if a.get(k) != b[k]]
-        differing += [f"source {b['path']}: {k} was {a.get(k)!r}, is {b[k]!r}" for k in fields]
-    if differing:
-        raise ResumeError(
-            f"{out} holds another job:\n  "
-            + "\n  ".join(differing[:10])
-            + "\nchoose another --out, "
-            "or delete that folder to begin again"
-        )
-
-
-def finish(job: Job) -> dict[str, Json]:
-    """Assemble `rejected.jsonl` and `stream.json` from the records; returns the manifest."""
-    shards, rejected, reasons = [], [], Counter()
-    samples = documents = 0
-    for task in job.tasks():
-        record = read_record(job, task)
-        assert record is not None, f"task {task.number} has no record"
-        source = str(job.sources[task.source].path)
-        if record.shard is not None:
-            place = {"source": task.source, "start": task.start, "stop": task.stop}
-            shards.append({**asdict(record.shard), **place})
-        for key, reason in record.rejected:
-            rejected.append(json_bytes({"source": source, "key": key, "reason": reason}))
-            reasons[reason.partition(":")[0]] += 1
-        samples += task.stop - task.start
-        documents += record.documents
-    manifest = {
-        "format": FORMAT,
-        "documents": documents,
-        "rejected": len(rejected),
-        "samples": samples,
-        "tokens": _total(shards, "tokens"),
-        "rejected_reasons": dict(sorted(reasons.items())),
-        **job.specification(),
-        "shards": shards,
-    }
-    write_file(job.out / "rejected.jsonl", b"".join(line + b"\n" for line in rejected))
-    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
-    write_file(job.out / "stream.json", text.encode())
-    _clean(job)
-    return manifest
-
-
-@contextmanager
-def locked(job: Job) -> Iterator[None]:
-    """Hold the folder for this job; the lock ends with the process."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with (job.out / "job" / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"{job.out}: another shard job is writing here") from None
-        yield
-
-
-def _record_path(job: Job, task: Task) -> Path:
-    return job.folder / f"task-{task.number:06d}.json"
-
-
-def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    if folder.is_dir():
-        return
-    part = folder.with_name(f".{folder.name}{TEMPORARY}")
-    shutil.rmtree(part, ignore_errors=True)
-    tokenizer.save(part)
-    part.replace(folder)
-
-
-def _clean(job: Job) -> None:
-    """Remove records, and what killed processes left."""
-    shutil.rmtree(job.folder, ignore_errors=True)
-    for path in job.out.glob(f".*{TEMPORARY}"):
-        path.unlink(missing_ok=True)
-
-
-def _total(shards: Sequence[dict], name: str) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for shard in shards:
-        total.update(shard[name])
-    return {m: total[m] for m in sorted(total)}
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 300 else text[:300] + "..."
+    return Record(documents=documents, rejected=rejected, shard=shard)

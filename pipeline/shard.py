@@ -1,7 +1,5 @@
-"""`plait shard`: tokenize sources and write a stream, with local worker processes."""
+"""`plait shard`: tokenize sources and write a stream, with processes here or on many machines."""
 
-import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +9,19 @@ from typing import Annotated, Literal
 import tyro
 
 from plait.pipeline import job as jobs
+from plait.pipeline.bucket import open_store
 from plait.pipeline.encode import Routing
+from plait.pipeline.engines import HERE, Engine, State, run_job
 from plait.pipeline.job import Job
-from plait.pipeline.progress import Progress
-from plait.pipeline.source import Source, find_sources
-from plait.pipeline.workers import run_in_processes
-from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError, PlaitError
-
-SMALL_JOB = 256
-"""A job of fewer samples is not worth starting worker processes for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a shard job did."""
+    """What a shard job did; while others are at work, what this rank of it did."""
 
-    out: Path
+    out: str
+    state: State
     samples: int
     documents: int
     rejected: dict[str, int]
@@ -35,9 +29,13 @@ class Summary:
     tokens: dict[str, int]
     """Counts by modality."""
     seconds: float
-    already_done: bool
     passed_over: tuple[Path, ...]
     """Files beside the samples that no source takes."""
+
+    @property
+    def already_done(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.state == "already finished"
 
 
 def shard(
@@ -46,66 +44,46 @@ def shard(
     tokenizers: Sequence[str | Path],
     *,
     workers: int = 0,
+    engine: Engine = HERE,
     source: str | None = None,
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
     samples_per_shard: int = 0,
 ) -> Summary:
-    """Tokenize sources into the stream `out`; goes on where an earlier run was stopped.
+    """Tokenize sources into the stream `out`, a folder or an fsspec URL of an object store.
 
-    `workers` 0 is one for each CPU. The files are the same for any number of workers.
+    Goes on where an earlier run was stopped. `workers` 0 is one for each CPU; `engine` says more
+    of who runs the tasks. The files are the same for any workers and engine.
     """
     started = time.monotonic()
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
-    found = [find_sources(path, source) for path in sources]
-    opened = [s for f in found for s in f.sources]
-    _check_distinct(opened)
-    out = Path(out)
-    media = [s.path for s in opened if s.kind in ("images", "audio")]
-    captioned = [path.parent for path in media if path.is_file()]
-    _check_place(out, [s.path for s in opened] + captioned + [f.root for f in found])
-    pairs = jobs.read_tokenizers([Path(t) for t in tokenizers])
-    job = Job(
-        out=out,
-        sources=opened,
-        infos=tuple(info for _, info in pairs),
-        routing=Routing(caption_first=caption_first, bytes_share=bytes_share),
-        samples_per_shard=samples_per_shard,
+    try:
+        store = open_store(out)
+        opened, passed_over = jobs.find_job_sources(sources, source, store)
+        pairs = jobs.read_tokenizers([Path(t) for t in tokenizers])
+        job = Job(
+            store=store,
+            sources=opened,
+            infos=tuple(info for _, info in pairs),
+            routing=Routing(caption_first=caption_first, bytes_share=bytes_share),
+            samples_per_shard=samples_per_shard,
+        )
+        manifest, state = run_job(job, [t for t, _ in pairs], engine, workers)
+    except OSError as error:
+        raise PlaitError(
+            f"{error.filename or out}: {error.strerror or error}; the same command goes on "
+            "where it stopped"
+        ) from error
+    return Summary(
+        out=str(store),
+        state=state,
+        samples=manifest["samples"],
+        documents=manifest["documents"],
+        rejected=manifest["rejected_reasons"],
+        tokens=manifest["tokens"],
+        seconds=time.monotonic() - started,
+        passed_over=tuple(passed_over),
     )
-    out.mkdir(parents=True, exist_ok=True)
-    with jobs.locked(job):
-        to_do = jobs.begin(job, [t for t, _ in pairs])
-        if to_do:
-            try:
-                _run(job, [t for t, _ in pairs], workers)
-                jobs.finish(job)
-            except OSError as error:
-                raise PlaitError(
-                    f"{error.filename or out}: {error.strerror or error}; the same command goes on "
-                    "where it stopped"
-                ) from error
-    return _summary(
-        job, time.monotonic() - started, not to_do, [p for f in found for p in f.passed_over]
-    )
-
-
-def _run(job: Job, tokenizers: list[Tokenizer], workers: int) -> None:
-    tasks = job.tasks()
-    missing = [t for t in tasks if jobs.read_record(job, t) is None]
-    total = sum(t.stop - t.start for t in tasks)
-    left = sum(t.stop - t.start for t in missing)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
-    if left < SMALL_JOB:
-        workers = 1
-    with Progress("sharding", total=total, unit="samples") as progress:
-        progress.update(total - left)
-        if workers <= 1:
-            for task in missing:
-                jobs.run_task(job, tokenizers, task)
-                progress.advance(task.stop - task.start)
-        else:
-            for task, _ in run_in_processes(job, missing, workers):
-                progress.advance(task.stop - task.start)
 
 
 def _check_options(caption_first: float, bytes_share: float, per_shard: int, workers: int) -> None:
@@ -116,52 +94,36 @@ def _check_options(caption_first: float, bytes_share: float, per_shard: int, wor
         raise ConfigError("--samples-per-shard and --workers are 0 (automatic) or more")
 
 
-def _check_place(out: Path, folders: Sequence[Path]) -> None:
-    for folder in (f for f in folders if f.is_dir()):
-        if out.resolve().is_relative_to(folder.resolve()):
-            raise ConfigError(
-                f"--out {out} lies inside the source {folder}; choose a place outside"
-            )
-
-
-def _check_distinct(sources: Sequence[Source]) -> None:
-    seen = set()
-    for source in sources:
-        place = (source.kind, source.path.resolve())
-        if place in seen:
-            raise ConfigError(f"{source.path}: named twice; each document should come once")
-        seen.add(place)
-
-
-def _summary(job: Job, seconds: float, already_done: bool, passed_over: list[Path]) -> Summary:
-    manifest = json.loads((job.out / "stream.json").read_bytes())
-    return Summary(
-        out=job.out,
-        samples=manifest["samples"],
-        documents=manifest["documents"],
-        rejected=manifest["rejected_reasons"],
-        tokens=manifest["tokens"],
-        seconds=seconds,
-        already_done=already_done,
-        passed_over=tuple(passed_over),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Tokenize sources and write a stream of shards.
 
-    The same command goes on where it was stopped, and gives the same files for any --workers.
+    The same command goes on where it was stopped, and gives the same files for any --workers,
+    --engine and --world.
     """
 
     sources: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Files or folders; KIND:PATH or --source says a kind that cannot be recognised."""
-    out: Path
-    """Folder of the stream."""
+    out: str
+    """Folder of the stream, or a URL of an object store (s3://bucket/prefix)."""
     tokenizer: tyro.conf.UseAppendAction[tuple[Path, ...]]
     """Folder of a tokenizer (`plait fit`); one for each modality."""
     workers: int = 0
-    """Worker processes; 0 is one for each CPU."""
+    """Worker processes; 0 is one for each CPU (slurm: array elements, at most 1,000)."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Who runs the tasks: processes here, a Ray cluster, a Slurm array (writes its script)."""
+    address: str | None = None
+    """Of a Ray cluster (auto: the one on this machine); else one is started for this command."""
+    script: Path = Path("plait-shard.sbatch")
+    """The Slurm script to write."""
+    rank: int | None = None
+    """For any other scheduler: run the tasks RANK, RANK + WORLD, ... alone."""
+    world: int | None = None
+    """How many ranks there are; the last to finish assembles the stream."""
+    finish: bool = False
+    """Only assemble what the ranks have left."""
+    restart: bool = False
+    """Remove the files of the job that is in --out, and begin anew."""
     source: Literal["images", "audio", "text", "jsonl", "interleaved", "bytes"] | None = None
     """Kind of all sources; recognised if left out."""
     caption_first: float = 0.8
@@ -175,24 +137,42 @@ class Options:
 def main(argv: list[str]) -> int:
     """Run the command; the exit code is 1 if there is not one document."""
     options = tyro.cli(Options, args=argv, prog="plait shard")
+    engine = Engine(
+        name=options.engine,
+        address=options.address,
+        rank=options.rank,
+        world=options.world,
+        finish=options.finish,
+        restart=options.restart,
+        script=options.script,
+        argv=tuple(argv),
+    )
     summary = shard(
         options.sources,
         options.out,
         options.tokenizer,
         workers=options.workers,
+        engine=engine,
         source=options.source,
         caption_first=options.caption_first,
         bytes_share=options.bytes_share,
         samples_per_shard=options.samples_per_shard,
     )
+    if summary.state == "to be submitted":
+        print(f"{options.script}: written; submit it with: bash {options.script}")
+        return 0
     print(report(summary))
-    return 0 if summary.documents else 1
+    return 0 if summary.documents or summary.state == "others at work" else 1
 
 
 def report(summary: Summary) -> str:
     """The lines printed at the end."""
     rejected = sum(summary.rejected.values())
-    lines = [f"{summary.out}: {summary.documents:,} documents of {summary.samples:,} samples"]
+    counts = f"{summary.documents:,} documents of {summary.samples:,} samples"
+    if summary.state == "others at work":
+        done = f"{summary.out}: this rank is done, {counts}"
+        return f"{done}; the last rank to finish (or --finish) assembles the stream"
+    lines = [f"{summary.out}: {counts}"]
     if summary.already_done:
         lines[0] += "; already complete, nothing to do"
     lines += [f"  {n:>14,} {name} tokens" for name, n in summary.tokens.items()]

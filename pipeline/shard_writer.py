@@ -1,11 +1,13 @@
 """Writes one shard: blocks into a tar, and the index beside it, under their names only when whole.
 
-Each file is written under a name of this process alone, flushed to the disk and renamed, so a
+Each file is written under a name of this writer alone, flushed to the disk and renamed, so a
 killed writer leaves nothing that looks like a shard.
 """
 
 import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -167,8 +169,7 @@ class ShardWriter:
     def abort(self) -> None:
         """Remove what was written."""
         if self._file is not None:
-            self._file.close()
-            Path(self._file.name).unlink(missing_ok=True)
+            discard(self._file)
 
     def _write_block(self) -> None:
         if not self._pending_documents:
@@ -222,8 +223,8 @@ def _check_run(
 
 
 def open_temporary(path: Path) -> BinaryIO:
-    """A file of this process beside `path`, for `commit`."""
-    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}").open("wb")
+    """A file of this writer alone beside `path`, for `commit`; machines may share the folder."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY}").open("xb")
 
 
 def commit(file: BinaryIO, path: Path) -> None:
@@ -235,11 +236,23 @@ def commit(file: BinaryIO, path: Path) -> None:
     sync_folder(path.parent)
 
 
+def discard(file: BinaryIO) -> None:
+    """Close and remove a temporary file, also one that a full disk does not let be flushed."""
+    with suppress(OSError):
+        file.close()
+    with suppress(OSError):
+        Path(file.name).unlink(missing_ok=True)
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a whole file so that it appears under its name only when whole."""
     file = open_temporary(path)
-    file.write(data)
-    commit(file, path)
+    try:
+        file.write(data)
+        commit(file, path)
+    except BaseException:
+        discard(file)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from plait.pipeline import job as jobs
 from plait.pipeline.job import Job, Record, Task
-from plait.tokenizers.base import load_tokenizer
+from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import PlaitError
 
 
@@ -70,37 +70,52 @@ def _receive(pipe: Connection, job: Job, task: Task) -> Record:
     try:
         result: Record | Exception = pipe.recv()
     except (EOFError, ConnectionResetError):
-        raise PlaitError(
-            f"a worker process was killed (out of memory?) at samples {task.start} to "
-            f"{task.stop - 1} of {job.sources[task.source].path}; the same command goes on where "
-            "it stopped, fewer --workers need less memory"
-        ) from None
+        raise killed(job, task, "killed") from None
     if isinstance(result, Exception):
         raise result
     return result
 
 
+def killed(job: Job, task: Task, how: str) -> PlaitError:
+    """What to say of a worker that ended in a task."""
+    return PlaitError(
+        f"a worker process was {how} (out of memory?) at samples {task.start} to "
+        f"{task.stop - 1} of {job.sources[task.source].path}; the same command goes on where "
+        "it stopped, fewer --workers need less memory"
+    )
+
+
+class Worker:
+    """Answers each task with its record or error; the tokenizers are loaded with the first."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._tokenizers: list[Tokenizer] | None = None
+
+    def answer(self, task: Task) -> Record | Exception:
+        """Run a task. An error is returned, for whoever handed the task out to raise."""
+        try:
+            if self._tokenizers is None:
+                self._tokenizers = jobs.stored_tokenizers(self._job)
+                if "torch" in sys.modules:
+                    sys.modules["torch"].set_num_threads(1)
+            return jobs.run_task(self._job, self._tokenizers, task)
+        except (PlaitError, OSError) as error:
+            return error
+        except Exception:
+            return RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
+
+
 def _work(job: Job, pipe: Connection) -> None:
-    """A worker's life: load the tokenizers, then answer each task with its record or error."""
+    """A worker's life: answer one task after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers to the keyboard
     parent = parent_process()
     assert parent is not None
     threading.Thread(target=_die_with, args=(parent.join,), daemon=True).start()
-    tokenizers = None
-    while True:
-        task = pipe.recv()
-        try:
-            if tokenizers is None:
-                folders = [job.out / "tokenizers" / info.name for info in job.infos]
-                tokenizers = [load_tokenizer(folder) for folder in folders]
-                if "torch" in sys.modules:
-                    sys.modules["torch"].set_num_threads(1)
-            result = jobs.run_task(job, tokenizers, task)
-        except (PlaitError, OSError) as error:
-            result = error
-        except Exception:
-            result = RuntimeError(f"in a worker process:\n{traceback.format_exc()}")
-        pipe.send(result)
+    worker = Worker(job)
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            pipe.send(worker.answer(pipe.recv()))
 
 
 def _die_with(join: Callable[[], None]) -> None:

@@ -1,10 +1,12 @@
 """What the tests of the pipeline share."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from plait.tokenizers import byte_patch
 
@@ -29,3 +31,19 @@ def tree(folder: Path) -> dict[str, bytes]:
     """All files of a folder and what is in them."""
     files = (p for p in Path(folder).rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+
+
+@pytest.fixture
+def memory_url() -> Iterator[str]:
+    """A prefix of an object store in this process's memory, empty again afterwards."""
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem.pseudo_dirs[:] = [""]
+    yield "memory://bucket/some/prefix"
+    MemoryFileSystem.store.clear()
+
+
+def tree_of(url: str) -> dict[str, bytes]:
+    """All objects under a URL and what is in them."""
+    files, root = fsspec.url_to_fs(url)
+    files.invalidate_cache()
+    return {path[len(root) + 1 :]: files.cat_file(path) for path in files.find(root)}

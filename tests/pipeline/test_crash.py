@@ -14,9 +14,11 @@ from plait.pipeline import job as jobs
 from plait.pipeline import workers
 from plait.pipeline.encode import Routing
 from plait.pipeline.job import Job
+from plait.pipeline.job_files import begin, finish, read_records
 from plait.pipeline.shard import shard
 from plait.pipeline.shard_writer import ShardWriter
 from plait.pipeline.source import find_sources
+from plait.pipeline.store import Folder
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.errors import PlaitError
 
@@ -82,7 +84,7 @@ def test_killed_at_every_step_and_repeated_gives_the_same_bytes(tmp_path, bytes_
 
 KILLED_AFTER = """
 import os, signal, sys
-from plait.pipeline import shard
+from plait.pipeline import engines, shard
 
 def dying(job, tasks, workers):
     for number, done in enumerate(run(job, tasks, workers), 1):
@@ -90,7 +92,7 @@ def dying(job, tasks, workers):
         if number == {after}:
             os.kill(os.getpid(), signal.SIGKILL)
 
-run, shard.run_in_processes = shard.run_in_processes, dying
+run, engines.run_in_processes = engines.run_in_processes, dying
 shard.shard([{source!r}], {out!r}, [{tokenizer!r}], workers=3, samples_per_shard=20)
 """
 
@@ -120,14 +122,14 @@ def begun_job(tmp_path, bytes_tokenizer, samples=4000):
     source = write_rows(tmp_path / "t.jsonl", [{"text": "a" * 200}] * samples)
     pairs = jobs.read_tokenizers([bytes_tokenizer])
     job = Job(
-        out=tmp_path / "out",
+        store=Folder(tmp_path / "out"),
         sources=find_sources(source, None).sources,
         infos=tuple(info for _, info in pairs),
         routing=Routing(),
         samples_per_shard=100,
     )
-    job.folder.mkdir(parents=True)
-    jobs.begin(job, [tokenizer for tokenizer, _ in pairs])
+    (tmp_path / "out" / "job").mkdir(parents=True)
+    begin(job, [tokenizer for tokenizer, _ in pairs])
     return job
 
 
@@ -156,15 +158,16 @@ def test_a_dead_worker_ends_the_job(done, tmp_path, bytes_tokenizer, monkeypatch
                 kill_a_worker()
     monkeypatch.undo()
     assert multiprocessing.active_children() == []
-    left = [task for task in tasks if jobs.read_record(job, task) is None]
+    done = read_records(job, tasks)
+    left = [task for task in tasks if task not in done]
     assert dict(run_in_processes(job, left, workers=2)).keys() == set(left)
     assert multiprocessing.active_children() == []
-    assert jobs.finish(job)["documents"] == 4000
+    assert finish(job)["documents"] == 4000
 
 
 def test_an_error_in_a_worker_is_raised_with_its_place(tmp_path, bytes_tokenizer):
     job = begun_job(tmp_path, bytes_tokenizer, samples=300)
-    (job.out / "shard-000001.tar").mkdir()
+    (tmp_path / "out" / "shard-000001.tar").mkdir()
     with pytest.raises(OSError, match="shard-000001"):
         list(run_in_processes(job, job.tasks(), workers=2))
     assert multiprocessing.active_children() == []
