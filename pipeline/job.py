@@ -12,11 +12,12 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from plait.pipeline.block import json_bytes
 from plait.pipeline.encode import Encoder, Routing
+from plait.pipeline.filters import Filters, Gate, read_dropped
 from plait.pipeline.index import FORMAT
 from plait.pipeline.shard_writer import TEMPORARY, ShardInfo, ShardWriter, write_file
 from plait.pipeline.source import Json, Rejected, Source
@@ -36,6 +37,7 @@ class Job:
     infos: tuple[TokenizerInfo, ...]
     routing: Routing
     samples_per_shard: int
+    filters: Filters = field(default_factory=Filters)
 
     @property
     def folder(self) -> Path:
@@ -46,15 +48,16 @@ class Job:
         """The fixed partition of the sources."""
         ranges = []
         for number, source in enumerate(self.sources):
-            step = self.samples_per_shard or _task_size(source)
+            step = self.filters.scaled(self.samples_per_shard or _task_size(source))
             ranges += [(number, a, min(a + step, len(source))) for a in range(0, len(source), step)]
         return [Task(i, *r) for i, r in enumerate(ranges)]
 
     def specification(self) -> dict[str, Json]:
         """What the stream's bytes depend on; a job that is repeated must have the same."""
+        options = {**asdict(self.routing), "samples_per_shard": self.samples_per_shard}
         return {
             "tokenizers": [asdict(info) for info in self.infos],
-            "options": {**asdict(self.routing), "samples_per_shard": self.samples_per_shard},
+            "options": {**options, **self.filters.chosen()},
             "sources": [source.describe() for source in self.sources],
         }
 
@@ -137,15 +140,17 @@ def run_task(job: Job, tokenizers: Sequence[Tokenizer], task: Task) -> Record:
     rejected: list[tuple[str, str]] = []
     documents = 0
     encoder = Encoder(tokenizers, job.routing)
+    gate = Gate(job.filters, str(source.path), read_dropped(job.folder, task.number))
     try:
-        samples = source.read(task.start, task.stop)
-        for document in encoder.encode(samples, source=str(source.path), kind=source.kind):
+        samples = gate.samples(source.read(task.start, task.stop))
+        encoded = encoder.encode(samples, source=str(source.path), kind=source.kind)
+        for document in map(gate.document, encoded):
             if isinstance(document, Rejected):
                 rejected.append((document.key, document.reason))
             else:
                 writer.add(document)
                 documents += 1
-        if documents + len(rejected) != task.stop - task.start:
+        if documents + len(rejected) + gate.elsewhere != task.stop - task.start:
             raise ResumeError(f"{source.path}: changed while it was read; run the command again")
         shard = writer.finish()
     except BaseException:
@@ -232,7 +237,7 @@ def finish(job: Job) -> dict[str, Json]:
         for key, reason in record.rejected:
             rejected.append(json_bytes({"source": source, "key": key, "reason": reason}))
             reasons[reason.partition(":")[0]] += 1
-        samples += task.stop - task.start
+        samples += record.documents + len(record.rejected)
         documents += record.documents
     manifest = {
         "format": FORMAT,

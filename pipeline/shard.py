@@ -3,15 +3,19 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from plait.pipeline import job as jobs
+from plait.pipeline.duplicates import mark_duplicates
 from plait.pipeline.encode import Routing
+from plait.pipeline.filters import Filters
 from plait.pipeline.job import Job
 from plait.pipeline.progress import Progress
 from plait.pipeline.source import Source, find_sources
@@ -38,6 +42,8 @@ class Summary:
     already_done: bool
     passed_over: tuple[Path, ...]
     """Files beside the samples that no source takes."""
+    parts: tuple["Summary", ...] = ()
+    """Those of the train and the validation stream, if the samples were split."""
 
 
 def shard(
@@ -50,11 +56,28 @@ def shard(
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
     samples_per_shard: int = 0,
+    filters: Filters | None = None,
 ) -> Summary:
     """Tokenize sources into the stream `out`; goes on where an earlier run was stopped.
 
-    `workers` 0 is one for each CPU. The files are the same for any number of workers.
+    `workers` 0 is one for each CPU. The files are the same for any number of workers. With
+    `filters.validation` there are two streams, `out/train` and `out/validation`.
     """
+    filters = filters or Filters()
+    filters.check()
+    if parts := filters.parts():
+        one = partial(
+            shard,
+            sources,
+            tokenizers=tokenizers,
+            workers=workers,
+            source=source,
+            caption_first=caption_first,
+            bytes_share=bytes_share,
+            samples_per_shard=samples_per_shard,
+        )
+        _check_unsplit(Path(out))
+        return _together(Path(out), [one(out=Path(out) / f.split, filters=f) for f in parts])
     started = time.monotonic()
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
     found = [find_sources(path, source) for path in sources]
@@ -71,6 +94,7 @@ def shard(
         infos=tuple(info for _, info in pairs),
         routing=Routing(caption_first=caption_first, bytes_share=bytes_share),
         samples_per_shard=samples_per_shard,
+        filters=filters,
     )
     out.mkdir(parents=True, exist_ok=True)
     with jobs.locked(job):
@@ -97,6 +121,8 @@ def _run(job: Job, tokenizers: list[Tokenizer], workers: int) -> None:
     workers = min(workers or len(os.sched_getaffinity(0)), len(missing))
     if left < SMALL_JOB:
         workers = 1
+    if missing and job.filters.deduplicate != "no":
+        mark_duplicates(job, workers)
     with Progress("sharding", total=total, unit="samples") as progress:
         progress.update(total - left)
         if workers <= 1:
@@ -114,6 +140,11 @@ def _check_options(caption_first: float, bytes_share: float, per_shard: int, wor
             raise ConfigError(f"{name} {value}: a share is between 0 and 1")
     if per_shard < 0 or workers < 0:
         raise ConfigError("--samples-per-shard and --workers are 0 (automatic) or more")
+
+
+def _check_unsplit(out: Path) -> None:
+    if (out / "stream.json").exists() or (out / "job").exists():
+        raise ConfigError(f"{out}: holds a stream that is not split; choose another --out")
 
 
 def _check_place(out: Path, folders: Sequence[Path]) -> None:
@@ -147,6 +178,24 @@ def _summary(job: Job, seconds: float, already_done: bool, passed_over: list[Pat
     )
 
 
+def _together(out: Path, parts: list[Summary]) -> Summary:
+    rejected, tokens = Counter(), Counter()
+    for part in parts:
+        rejected.update(part.rejected)
+        tokens.update(part.tokens)
+    return Summary(
+        out=out,
+        samples=sum(part.samples for part in parts),
+        documents=sum(part.documents for part in parts),
+        rejected=dict(sorted(rejected.items())),
+        tokens=dict(sorted(tokens.items())),
+        seconds=sum(part.seconds for part in parts),
+        already_done=all(part.already_done for part in parts),
+        passed_over=parts[0].passed_over,
+        parts=tuple(parts),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Tokenize sources and write a stream of shards.
@@ -170,6 +219,8 @@ class Options:
     """Share of plain text documents for the byte tokenizer, where there is also one for text."""
     samples_per_shard: int = 0
     """Samples a shard; 0 chooses by the kind of source."""
+    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
+    """What to leave out on purpose; a bound of 0 is none."""
 
 
 def main(argv: list[str]) -> int:
@@ -184,6 +235,7 @@ def main(argv: list[str]) -> int:
         caption_first=options.caption_first,
         bytes_share=options.bytes_share,
         samples_per_shard=options.samples_per_shard,
+        filters=options.filters,
     )
     print(report(summary))
     return 0 if summary.documents else 1
@@ -191,6 +243,8 @@ def main(argv: list[str]) -> int:
 
 def report(summary: Summary) -> str:
     """The lines printed at the end."""
+    if summary.parts:
+        return "\n".join(map(report, summary.parts))
     rejected = sum(summary.rejected.values())
     lines = [f"{summary.out}: {summary.documents:,} documents of {summary.samples:,} samples"]
     if summary.already_done:
