@@ -181,9 +181,10 @@ def _hash_tasks(job: Job, tasks: Sequence[Task]) -> None:
 def _hash_task(job: Job, task: Task) -> None:
     rows: list[tuple[int, int, int, int, int]] = []
     keys = bytearray()
+    media = job.filters.deduplicate == "media"
     samples = job.sources[task.source].read(task.start, task.stop)
     for number, sample in enumerate(samples):
-        hashes = [] if isinstance(sample, Rejected) else _hashes(sample)
+        hashes = [] if isinstance(sample, Rejected) else _hashes(sample, media=media)
         rows += [(h >> 64, h & (1 << 64) - 1, kind, number, len(keys)) for kind, h in hashes]
         if hashes:
             keys += json.dumps(sample.key).encode() + b"\n"
@@ -192,8 +193,8 @@ def _hash_task(job: Job, task: Task) -> None:
     write_file(table, npy_bytes(np.array(rows, np.uint64).reshape(-1, 5)))
 
 
-def _hashes(sample: Sample) -> list[tuple[int, int]]:
-    """What a sample holds as (number of a kind, hash): itself first, then its images and sounds.
+def _hashes(sample: Sample, *, media: bool) -> list[tuple[int, int]]:
+    """A sample as (number of a kind, hash): the whole first, then its images and sounds if asked.
 
     None if a part cannot be read or there is nothing but blanks: it is no document anyway.
     """
@@ -204,8 +205,8 @@ def _hashes(sample: Sample) -> list[tuple[int, int]]:
     if all(isinstance(p.value, str) and not p.value.strip() for p in sample.parts):
         return []
     whole = "\n".join(f"{kind} {h:032x}" for kind, h in contents)
-    media = [(KINDS.index(kind), h) for kind, h in contents if kind in KINDS]
-    return [(0, xxhash.xxh3_128_intdigest(whole.encode())), *media]
+    found = [(0, xxhash.xxh3_128_intdigest(whole.encode()))]
+    return found + [(KINDS.index(kind), h) for kind, h in contents if media and kind in KINDS]
 
 
 def _content_hash(part: Part) -> int:
