@@ -17,10 +17,11 @@ def stream_alerts(
 ) -> list[str]:
     """Sentences, the most pressing first; none if nothing stands out.
 
-    Bytes are left out of unused codes, for their vocabulary is not learned.
+    Bytes are left out of unused codes, for their vocabulary is not learned; samples that were
+    filtered, of those rejected.
     """
     found = []
-    lost = sum(rejected.values())
+    lost = sum(n for reason, n in rejected.items() if not reason.startswith("filtered"))
     if lost > REJECTED * (documents + lost):
         share = lost / (documents + lost)
         found.append(f"{lost:,} of {documents + lost:,} samples ({share:.1%}) were rejected.")
