@@ -187,7 +187,6 @@ def begin(job: Job, tokenizers: Sequence[Tokenizer]) -> bool:
     finished = job.out / "stream.json"
     if finished.is_file():
         compare(json.loads(finished.read_bytes()), specification, job.out)
-        _clean(job)
         return False
     begun = job.folder / "job.json"
     if begun.is_file():
@@ -244,16 +243,21 @@ def finish(job: Job) -> dict[str, Json]:
         "documents": documents,
         "rejected": len(rejected),
         "samples": samples,
-        "tokens": _total(shards, "tokens"),
+        "tokens": total_of(shards, "tokens"),
         "rejected_reasons": dict(sorted(reasons.items())),
         **job.specification(),
         "shards": shards,
     }
     write_file(job.out / "rejected.jsonl", b"".join(line + b"\n" for line in rejected))
-    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
-    write_file(job.out / "stream.json", text.encode())
-    _clean(job)
+    write_manifest(job.out, manifest)
+    clean(job)
     return manifest
+
+
+def write_manifest(out: Path, manifest: dict[str, Json]) -> None:
+    """Put `stream.json` in place, whole."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
+    write_file(out / "stream.json", text.encode())
 
 
 @contextmanager
@@ -281,14 +285,15 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     part.replace(folder)
 
 
-def _clean(job: Job) -> None:
+def clean(job: Job) -> None:
     """Remove records, and what killed processes left."""
     shutil.rmtree(job.folder, ignore_errors=True)
     for path in job.out.glob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
 
-def _total(shards: Sequence[dict], name: str) -> dict[str, int]:
+def total_of(shards: Sequence[dict], name: str) -> dict[str, int]:
+    """Counts by modality (`tokens` or `spans`) of all shards together."""
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard[name])

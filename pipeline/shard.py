@@ -18,6 +18,7 @@ from plait.pipeline.encode import Routing
 from plait.pipeline.filters import Filters
 from plait.pipeline.job import Job
 from plait.pipeline.progress import Progress
+from plait.pipeline.repair import restore
 from plait.pipeline.source import Source, find_sources
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.base import Tokenizer
@@ -40,6 +41,8 @@ class Summary:
     """Counts by modality."""
     seconds: float
     already_done: bool
+    restored: int
+    """Shards of a finished stream that were missing or in quarantine, and were made again."""
     passed_over: tuple[Path, ...]
     """Files beside the samples that no source takes."""
     parts: tuple["Summary", ...] = ()
@@ -98,18 +101,25 @@ def shard(
     )
     out.mkdir(parents=True, exist_ok=True)
     with jobs.locked(job):
-        to_do = jobs.begin(job, [t for t, _ in pairs])
-        if to_do:
-            try:
-                _run(job, [t for t, _ in pairs], workers)
+        loaded = [t for t, _ in pairs]
+        to_do, restored = jobs.begin(job, loaded), 0
+        try:
+            if to_do:
+                _run(job, loaded, workers)
                 jobs.finish(job)
-            except OSError as error:
-                raise PlaitError(
-                    f"{error.filename or out}: {error.strerror or error}; the same command goes on "
-                    "where it stopped"
-                ) from error
+            else:
+                restored = restore(job, loaded, workers)
+        except OSError as error:
+            raise PlaitError(
+                f"{error.filename or out}: {error.strerror or error}; the same command goes on "
+                "where it stopped"
+            ) from error
     return _summary(
-        job, time.monotonic() - started, not to_do, [p for f in found for p in f.passed_over]
+        job,
+        time.monotonic() - started,
+        already_done=not to_do and not restored,
+        restored=restored,
+        passed_over=[p for f in found for p in f.passed_over],
     )
 
 
@@ -164,7 +174,9 @@ def _check_distinct(sources: Sequence[Source]) -> None:
         seen.add(place)
 
 
-def _summary(job: Job, seconds: float, already_done: bool, passed_over: list[Path]) -> Summary:
+def _summary(
+    job: Job, seconds: float, *, already_done: bool, restored: int, passed_over: list[Path]
+) -> Summary:
     manifest = json.loads((job.out / "stream.json").read_bytes())
     return Summary(
         out=job.out,
@@ -174,6 +186,7 @@ def _summary(job: Job, seconds: float, already_done: bool, passed_over: list[Pat
         tokens=manifest["tokens"],
         seconds=seconds,
         already_done=already_done,
+        restored=restored,
         passed_over=tuple(passed_over),
     )
 
@@ -191,6 +204,7 @@ def _together(out: Path, parts: list[Summary]) -> Summary:
         tokens=dict(sorted(tokens.items())),
         seconds=sum(part.seconds for part in parts),
         already_done=all(part.already_done for part in parts),
+        restored=sum(part.restored for part in parts),
         passed_over=parts[0].passed_over,
         parts=tuple(parts),
     )
@@ -243,12 +257,24 @@ def main(argv: list[str]) -> int:
 
 def report(summary: Summary) -> str:
     """The lines printed at the end."""
+    lines, data = _facts(summary), f"--data {summary.out}"
     if summary.parts:
-        return "\n".join(map(report, summary.parts))
+        train, held_out = summary.parts
+        lines = [line for part in summary.parts for line in _facts(part)]
+        data = f"--data {train.out} --validation.data {held_out.out}"
+    shown = summary.parts[0].out if summary.parts else summary.out
+    return "\n".join(
+        [*lines, f"Next: plait inspect {shown}   or   plait train mot {data} --out RUN"]
+    )
+
+
+def _facts(summary: Summary) -> list[str]:
     rejected = sum(summary.rejected.values())
     lines = [f"{summary.out}: {summary.documents:,} documents of {summary.samples:,} samples"]
     if summary.already_done:
         lines[0] += "; already complete, nothing to do"
+    if summary.restored:
+        lines[0] += f"; {summary.restored} missing shards made again"
     lines += [f"  {n:>14,} {name} tokens" for name, n in summary.tokens.items()]
     if rejected:
         lines.append(f"  {rejected:>14,} samples rejected, listed in {summary.out}/rejected.jsonl:")
@@ -259,7 +285,4 @@ def report(summary: Summary) -> str:
         lines.append(f"  passed over: {names}" + (f" and {more} more" if more > 0 else ""))
     if not summary.already_done:
         lines.append(f"  {summary.seconds:.1f} s")
-    lines.append(
-        f"Next: plait inspect {summary.out}   or   plait train mot --data {summary.out} --out RUN"
-    )
-    return "\n".join(lines)
+    return lines
