@@ -22,9 +22,9 @@ def stream_alerts(
     """
     found = []
     lost = sum(n for reason, n in rejected.items() if not reason.startswith("filtered"))
-    if lost > REJECTED * (documents + lost):
-        share = lost / (documents + lost)
-        found.append(f"{lost:,} of {documents + lost:,} samples ({share:.1%}) were rejected.")
+    samples = documents + sum(rejected.values())
+    if lost > REJECTED * samples:
+        found.append(f"{lost:,} of {samples:,} samples ({lost / samples:.1%}) were rejected.")
     for name, s in statistics.items():
         unused = 1 - s.codes_used / s.vocab_size
         if not s.tokens:

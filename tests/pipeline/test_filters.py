@@ -9,6 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from plait.pipeline import inspect
 from plait.pipeline.filters import Filters, Gate
 from plait.pipeline.shard import main, shard
 from plait.pipeline.source import Part, Rejected, Sample
@@ -50,6 +51,16 @@ def test_text_and_tokens_are_bounded_and_counted(tmp_path, bytes_tokenizer):
     with pytest.raises(ResumeError, match="min_chars"):
         shard([source], out, [bytes_tokenizer])
     assert shard([source], out, [bytes_tokenizer], filters=filters).already_done
+
+
+def test_what_was_filtered_is_shown_and_is_no_alert(tmp_path, bytes_tokenizer, capsys):
+    source = text_rows(tmp_path / "t.jsonl", [1] * 9 + [0] + [10] * 90)
+    filters = Filters(min_chars=2)
+    shard([source], tmp_path / "out", [bytes_tokenizer], filters=filters)
+    assert inspect.main([str(tmp_path / "out"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rejected_by_reason"] == {"filtered, text too short": 9, "empty text": 1}
+    assert not [alert for alert in facts["alerts"] if "rejected" in alert]
 
 
 def passed(filters, *parts):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plait.pipeline import repair
+from plait.pipeline import inspect, repair
 from plait.pipeline.filters import Filters
 from plait.pipeline.rows import Rows
 from plait.pipeline.shard import main as shard_main
@@ -181,6 +181,15 @@ def test_a_lost_shard_is_set_aside_and_made_again(damage, job, capsys):
     assert shard_main(argv) == 0
     assert "1 missing shards made again" in capsys.readouterr().out
     assert tree(out) == before
+
+
+def test_inspect_says_what_is_in_quarantine(job, capsys):
+    out, _ = job
+    flip_token(out)
+    repair.repair(out, verify(Stream(out)))
+    assert inspect.main([str(out), "--json"]) == 0
+    alerts = json.loads(capsys.readouterr().out)["alerts"]
+    assert f"18 documents are in quarantine ({SHARD}); see `plait verify`." in alerts
 
 
 def test_a_shard_that_was_deleted_is_made_again(job):
