@@ -3,8 +3,8 @@
 A pass over the raw samples hashes what each holds, task by task in processes; then one sort finds
 what comes again, and each task gets a small file of what it drops. The first in the order of the
 job is kept, so the result depends neither on workers nor on kills; it is kept whatever becomes of
-it, and if it is rejected for another reason, so are its copies. A process hashes about 100,000 rows or
-300 MB of web text a second; in memory lie 16 bytes a hash, and more only for those that come twice.
+it, and if it is rejected for another reason, so are its copies. A process hashes about 100,000 rows
+or 300 MB of web text a second; in memory lie 16 bytes a hash, more only for those that come twice.
 """
 
 import json
