@@ -137,6 +137,22 @@ def test_impossible_bounds_are_refused(filters, tmp_path):
         shard([tmp_path], tmp_path / "out", [], filters=filters)
 
 
+def test_media_out_of_bounds_are_listed(sample_data, sample_tokenizers, tmp_path):
+    """Through the tokenizers: a picture with its caption is left out whole, texts pass."""
+    tokenizers = [sample_tokenizers / kind for kind in ("text", "image", "speech")]
+    filters = Filters(min_side=10_000, max_seconds=0.01)
+    places = [sample_data / name for name in ("images", "speech", "text")]
+    summary = shard(places, tmp_path / "out", tokenizers, filters=filters, workers=1)
+    stream = Stream(tmp_path / "out")
+    sizes = {source["kind"]: source["samples"] for source in stream.manifest["sources"]}
+    assert summary.rejected == {
+        "filtered, image too small": sizes["images"],
+        "filtered, sound too long": sizes["audio"],
+    }
+    assert set(summary.tokens) == {"text"} and summary.documents > 0
+    assert summary.documents + stream.rejected == summary.samples
+
+
 def keys(out):
     stream = Stream(out)
     return [stream.document(i).key for i in range(stream.documents)]

@@ -92,6 +92,18 @@ def test_any_flipped_bit_of_an_index_is_repaired(job, share, bit):
     assert path.read_bytes() == before
 
 
+def test_problems_come_in_order_for_any_number_of_threads(job):
+    out, _ = job
+    for number in (0, 2, 3):
+        for block in Stream(out).reader(number).index.blocks:
+            flip(out / f"shard-00000{number}.tar", block.data)
+    one = list(verify(Stream(out), 1))
+    assert [p.block for p in one] == [
+        b.name for n in (0, 2, 3) for b in Stream(out).reader(n).index.blocks
+    ]
+    assert list(verify(Stream(out), 4)) == one
+
+
 def test_a_tar_is_exactly_its_members_and_their_frame(tmp_path):
     stream, _ = random_stream(tmp_path / "s", documents=300, shards=2)
     reader = stream.reader(1)
