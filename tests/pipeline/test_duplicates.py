@@ -27,7 +27,8 @@ def repeating_sources(folder, rows=120):
     rng = np.random.default_rng(5)
     for name in ("a", "b"):
         texts = [f"text {n} " * 20 for n in rng.integers(0, 60, rows).tolist()]
-        write_rows(folder / f"{name}.jsonl", [{"id": name, "text": t} for t in texts])
+        named = [{"id": f"{name}{i}", "text": text} for i, text in enumerate(texts)]
+        write_rows(folder / f"{name}.jsonl", named)
     return [folder / "a.jsonl", folder / "b.jsonl"]
 
 
