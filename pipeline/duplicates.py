@@ -30,7 +30,7 @@ from plait.pipeline.progress import Progress
 from plait.pipeline.shard_writer import write_file
 from plait.pipeline.source import Part, Rejected, Sample
 from plait.pipeline.tar import npy_bytes
-from plait.tokenizers.errors import PlaitError
+from plait.tokenizers.errors import PlaitError, SampleError
 
 SMALL_JOB = 1 << 16
 """A job of fewer samples is hashed in one process: that takes less than to start others."""
@@ -200,7 +200,7 @@ def _hashes(sample: Sample, *, media: bool) -> list[tuple[int, int]]:
     """
     try:
         contents = [(part.kind, _content_hash(part)) for part in sample.parts]
-    except OSError:
+    except (OSError, SampleError):
         return []
     if all(isinstance(p.value, str) and not p.value.strip() for p in sample.parts):
         return []
@@ -210,8 +210,10 @@ def _hashes(sample: Sample, *, media: bool) -> list[tuple[int, int]]:
 
 
 def _content_hash(part: Part) -> int:
-    """Of a text's UTF-8 or a file's bytes, whichever holds it."""
+    """Of a text, wherever it is written, or of the bytes of a file."""
     value = part.value
+    if part.kind == "text" and not isinstance(value, str):
+        value = str(part.load())
     if isinstance(value, str):
         value = value.encode(errors="surrogatepass")
     if isinstance(value, bytes):

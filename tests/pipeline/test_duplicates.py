@@ -148,11 +148,14 @@ def test_a_text_file_is_the_same_as_a_row_of_its_text(tmp_path, bytes_tokenizer)
     (tmp_path / "texts").mkdir()
     for name, text in (("a", "hello"), ("b", "hello"), ("c", "other"), ("d", " "), ("e", " ")):
         (tmp_path / "texts" / f"{name}.txt").write_text(text)
+    (tmp_path / "texts" / "f.txt").write_bytes(b"\xff")  # unreadable, twice
+    (tmp_path / "texts" / "g.txt").write_bytes(b"\xff")
     rows = write_rows(tmp_path / "t.jsonl", [{"text": "other"}, {"text": ""}, {"text": ""}, "{\n"])
     out = tmp_path / "out"
     summary = shard([tmp_path / "texts", rows], out, [bytes_tokenizer], filters=DOCUMENTS)
     assert keys(out) == ["a.txt", "c.txt", "d.txt"]
     assert summary.rejected["filtered, duplicate"] == 3 and summary.rejected["empty text"] == 2
+    assert summary.rejected["not UTF-8"] == 2
 
 
 @settings(max_examples=60, deadline=None)
