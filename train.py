@@ -65,6 +65,7 @@ class Run:
         self.folder = Path(config.out)
         self.device = _device(config.device)
         self.streams = [Stream(path) for path in config.data]
+        self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
         rows = self._rows("train")
         self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
@@ -82,6 +83,7 @@ class Run:
         if self.step:
             print(f"resumed at step {self.step} of {c.steps}")
         clock = Clock(self.loader, self.step, c.steps)
+        validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
             _board(self.folder if c.log.tensorboard else None) as board,
@@ -89,7 +91,7 @@ class Run:
             while self.step < c.steps:
                 lr = self._train_step(batches)
                 last = self.step == c.steps
-                validate = c.validation.share > 0 and (last or self.step % c.validation.every == 0)
+                validate = validating and (last or self.step % c.validation.every == 0)
                 if last or validate or self.step % c.log.every == 0:
                     speed = clock.line(self.meters.window_tokens)
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
@@ -146,14 +148,16 @@ class Run:
 
     def _rows(self, split: Literal["train", "validation"]) -> Rows:
         c = self.config
+        apart = split == "validation" and bool(self.held_out)
+        share = 0.0 if self.held_out else c.validation.share
         return Rows(
-            self.streams,
+            self.held_out if apart else self.streams,
             seq_len=c.rows.seq_len,
             packing=c.rows.packing,
             seed=c.seed,
-            weights=c.weights or None,
-            split=split if c.validation.share else "all",
-            validation=c.validation.share,
+            weights=None if apart else c.weights or None,
+            split=split if share else "all",
+            validation=share,
             vocabulary=self.vocabulary,
         )
 

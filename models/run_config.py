@@ -39,6 +39,8 @@ class ValidationConfig:
 
     share: float = 0.05
     """Share of the documents held out, chosen by the seed; 0 is off."""
+    data: tuple[str, ...] = ()
+    """Streams to validate on, in place of a share of the data (`plait shard --validation`)."""
     every: int = 100
     """Steps between validations; there is always one after the last step."""
     batches: int = 48

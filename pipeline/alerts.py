@@ -17,13 +17,14 @@ def stream_alerts(
 ) -> list[str]:
     """Sentences, the most pressing first; none if nothing stands out.
 
-    Bytes are left out of unused codes, for their vocabulary is not learned.
+    Bytes are left out of unused codes, for their vocabulary is not learned; samples that were
+    filtered, of those rejected.
     """
     found = []
-    lost = sum(rejected.values())
-    if lost > REJECTED * (documents + lost):
-        share = lost / (documents + lost)
-        found.append(f"{lost:,} of {documents + lost:,} samples ({share:.1%}) were rejected.")
+    lost = sum(n for reason, n in rejected.items() if not reason.startswith("filtered"))
+    samples = documents + sum(rejected.values())
+    if lost > REJECTED * samples:
+        found.append(f"{lost:,} of {samples:,} samples ({lost / samples:.1%}) were rejected.")
     for name, s in statistics.items():
         unused = 1 - s.codes_used / s.vocab_size
         if not s.tokens:

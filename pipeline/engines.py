@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from plait.pipeline import job as jobs
+from plait.pipeline.duplicates import mark_duplicates
 from plait.pipeline.job import Job, Record, Task
 from plait.pipeline.job_files import (
     all_recorded,
     assemble,
     begin,
+    clean,
     finish,
     read_manifest,
     read_records,
@@ -25,6 +27,7 @@ from plait.pipeline.job_files import (
 )
 from plait.pipeline.progress import Progress
 from plait.pipeline.ray_workers import run_on_ray
+from plait.pipeline.repair import restore
 from plait.pipeline.slurm import write_script
 from plait.pipeline.store import BusyError
 from plait.pipeline.workers import run_in_processes
@@ -34,7 +37,7 @@ from plait.tokenizers.errors import ConfigError, PlaitError
 SMALL_JOB = 256
 """A job of fewer samples is not worth starting worker processes for."""
 
-State = Literal["finished", "already finished", "others at work", "to be submitted"]
+State = Literal["finished", "already finished", "restored", "others at work", "to be submitted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +86,9 @@ def run_job(
     refuse_foreign(store)
     with store.lock(shared=shared):
         if not begin(job, tokenizers, restart=engine.restart, shared=shared):
-            return read_manifest(store) or {}, "already finished"
+            restored = restore(job, tokenizers, workers)
+            clean(store)
+            return read_manifest(store) or {}, "restored" if restored else "already finished"
         tasks = job.tasks()
         if engine.name == "slurm":
             write_script(engine.script, engine.argv, len(tasks), workers)
@@ -108,6 +113,8 @@ def _run(
     records = read_records(job, tasks)
     missing = [task for task in tasks if task not in records]
     remove_unfinished(job.store, missing)
+    if missing and job.filters.deduplicate != "no":
+        mark_duplicates(job, workers)
     total, left = (sum(t.stop - t.start for t in ts) for ts in (tasks, missing))
     if missing and engine.name == "ray":
         results = run_on_ray(job, missing, workers, engine.address)

@@ -90,6 +90,10 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     }
     fill = view.fill if view else None
     alerts = stream_alerts(stream.documents, rejected, statistics, fill)
+    if apart := stream.manifest.get("quarantined"):
+        names = ", ".join(entry["name"] for entry in apart)
+        lost = sum(entry["documents"] for entry in apart)
+        alerts.insert(0, f"{lost:,} documents are in quarantine ({names}); see `plait verify`.")
     if options.html:
         body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
         write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)

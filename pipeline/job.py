@@ -8,11 +8,12 @@ are missing.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from plait.pipeline.block import json_bytes
 from plait.pipeline.encode import Encoder, Routing
+from plait.pipeline.filters import Filters, Gate, read_dropped
 from plait.pipeline.shard_writer import ShardInfo, ShardWriter
 from plait.pipeline.source import Found, Json, Rejected, Source, find_sources
 from plait.pipeline.store import Folder, Store
@@ -32,20 +33,22 @@ class Job:
     infos: tuple[TokenizerInfo, ...]
     routing: Routing
     samples_per_shard: int
+    filters: Filters = field(default_factory=Filters)
 
     def tasks(self) -> list["Task"]:
         """The fixed partition of the sources."""
         ranges = []
         for number, source in enumerate(self.sources):
-            step = self.samples_per_shard or _task_size(source)
+            step = self.filters.scaled(self.samples_per_shard or _task_size(source))
             ranges += [(number, a, min(a + step, len(source))) for a in range(0, len(source), step)]
         return [Task(i, *r) for i, r in enumerate(ranges)]
 
     def specification(self) -> dict[str, Json]:
         """What the stream's bytes depend on; a job that is repeated must have the same."""
+        options = {**asdict(self.routing), "samples_per_shard": self.samples_per_shard}
         return {
             "tokenizers": [asdict(info) for info in self.infos],
-            "options": {**asdict(self.routing), "samples_per_shard": self.samples_per_shard},
+            "options": {**options, **self.filters.chosen()},
             "sources": [source.describe() for source in self.sources],
         }
 
@@ -184,15 +187,18 @@ def _write_shard(job: Job, tokenizers: Sequence[Tokenizer], task: Task, folder: 
     rejected: list[tuple[str, str]] = []
     documents = 0
     encoder = Encoder(tokenizers, job.routing)
+    dropped = read_dropped(job.store, task.number) if job.filters.deduplicate != "no" else {}
+    gate = Gate(job.filters, str(source.path), dropped)
     try:
-        samples = source.read(task.start, task.stop)
-        for document in encoder.encode(samples, source=str(source.path), kind=source.kind):
+        samples = gate.samples(source.read(task.start, task.stop))
+        encoded = encoder.encode(samples, source=str(source.path), kind=source.kind)
+        for document in map(gate.document, encoded):
             if isinstance(document, Rejected):
                 rejected.append((document.key, document.reason))
             else:
                 writer.add(document)
                 documents += 1
-        if documents + len(rejected) != task.stop - task.start:
+        if documents + len(rejected) + gate.elsewhere != task.stop - task.start:
             raise ResumeError(f"{source.path}: changed while it was read; run the command again")
         shard = writer.finish()
     except BaseException:

@@ -26,6 +26,8 @@ MANIFEST = "stream.json"
 REJECTED = "rejected.jsonl"
 BEGUN = "job/job.json"
 RESTART = "job/restart.json"
+OF_TASKS = ("task-", "content-", "dropped")
+"""Files of the folder `job` begin so."""
 MARKERS = (BEGUN, RESTART, MANIFEST)
 """One of these is there from before the first shard on; the last ones are written last."""
 _NAME = r"[A-Za-z0-9_][\w.-]*"
@@ -66,7 +68,6 @@ def begin(
             store.remove_folder(f"tokenizers/{info.name}")
     elif MANIFEST in found:
         compare(_parsed(store, MANIFEST, found[MANIFEST]), specification, store)
-        clean(store)
         return False
     elif BEGUN in found:
         compare(_parsed(store, BEGUN, found[BEGUN]), specification, store)
@@ -138,10 +139,15 @@ def finish(job: Job) -> dict:
         )
     manifest, rejected = assemble(job, records)
     job.store.write(REJECTED, b"".join(line + b"\n" for line in rejected))
-    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
-    job.store.write(MANIFEST, text.encode())
+    write_manifest(job.store, manifest)
     clean(job.store)
     return manifest
+
+
+def write_manifest(store: Store, manifest: Mapping[str, Json]) -> None:
+    """Put `stream.json` in place, whole."""
+    text = json.dumps(manifest, indent=1, ensure_ascii=True) + "\n"
+    store.write(MANIFEST, text.encode())
 
 
 def assemble(job: Job, records: Mapping[Task, Record]) -> tuple[dict, list[bytes]]:
@@ -157,14 +163,14 @@ def assemble(job: Job, records: Mapping[Task, Record]) -> tuple[dict, list[bytes
         for key, reason in record.rejected:
             rejected.append(json_bytes({"source": source, "key": key, "reason": reason}))
             reasons[reason.partition(":")[0]] += 1
-        samples += task.stop - task.start
+        samples += record.documents + len(record.rejected)
         documents += record.documents
     manifest = {
         "format": FORMAT,
         "documents": documents,
         "rejected": len(rejected),
         "samples": samples,
-        "tokens": _total(shards, "tokens"),
+        "tokens": total_of(shards, "tokens"),
         "rejected_reasons": dict(sorted(reasons.items())),
         **job.specification(),
         "shards": shards,
@@ -211,7 +217,7 @@ def _files_of_job(store: Store, found: Mapping[str, bytes]) -> list[str]:
     listed += [name for name in there if _is_temporary(name) or _is_of(name, shards, tasks)]
     for name in sorted(tokenizers):
         listed += [f"tokenizers/{name}/{file}" for file in store.files(f"tokenizers/{name}")]
-    listed += [f"job/{name}" for name in store.files("job") if name.startswith("task-")]
+    listed += [f"job/{name}" for name in store.files("job") if name.startswith(OF_TASKS)]
     return [name for name in listed if _OURS.fullmatch(name)]
 
 
@@ -267,7 +273,8 @@ def _parsed(store: Store, name: str, data: bytes) -> dict:
     raise ShardError(f"{store}/{name}: damaged: {error}; choose another --out, or remove it")
 
 
-def _total(shards: Sequence[dict], name: str) -> dict[str, int]:
+def total_of(shards: Sequence[dict], name: str) -> dict[str, int]:
+    """Counts by modality (`tokens` or `spans`) of all shards together."""
     total: Counter[str] = Counter()
     for shard in shards:
         total.update(shard[name])

@@ -1,8 +1,10 @@
 """`plait shard`: tokenize sources and write a stream, with processes here or on many machines."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +14,9 @@ from plait.pipeline import job as jobs
 from plait.pipeline.bucket import open_store
 from plait.pipeline.encode import Routing
 from plait.pipeline.engines import HERE, Engine, State, run_job
+from plait.pipeline.filters import Filters
 from plait.pipeline.job import Job
+from plait.pipeline.job_files import MARKERS
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 
@@ -31,6 +35,8 @@ class Summary:
     seconds: float
     passed_over: tuple[Path, ...]
     """Files beside the samples that no source takes."""
+    parts: tuple["Summary", ...] = ()
+    """Those of the train and the validation stream, if the samples were split."""
 
     @property
     def already_done(self) -> bool:
@@ -49,12 +55,30 @@ def shard(
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
     samples_per_shard: int = 0,
+    filters: Filters | None = None,
 ) -> Summary:
     """Tokenize sources into the stream `out`, a folder or an fsspec URL of an object store.
 
     Goes on where an earlier run was stopped. `workers` 0 is one for each CPU; `engine` says more
-    of who runs the tasks. The files are the same for any workers and engine.
+    of who runs the tasks. The files are the same for any workers and engine. With
+    `filters.validation` there are two streams, `out/train` and `out/validation`.
     """
+    filters = filters or Filters()
+    filters.check()
+    if parts := filters.parts():
+        one = partial(
+            shard,
+            sources,
+            tokenizers=tokenizers,
+            workers=workers,
+            engine=engine,
+            source=source,
+            caption_first=caption_first,
+            bytes_share=bytes_share,
+            samples_per_shard=samples_per_shard,
+        )
+        _check_split(out, engine)
+        return _together(str(out), [one(out=_part(out, f.split), filters=f) for f in parts])
     started = time.monotonic()
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
     try:
@@ -67,6 +91,7 @@ def shard(
             infos=tuple(info for _, info in pairs),
             routing=Routing(caption_first=caption_first, bytes_share=bytes_share),
             samples_per_shard=samples_per_shard,
+            filters=filters,
         )
         manifest, state = run_job(job, [t for t, _ in pairs], engine, workers)
     except OSError as error:
@@ -92,6 +117,36 @@ def _check_options(caption_first: float, bytes_share: float, per_shard: int, wor
             raise ConfigError(f"{name} {value}: a share is between 0 and 1")
     if per_shard < 0 or workers < 0:
         raise ConfigError("--samples-per-shard and --workers are 0 (automatic) or more")
+
+
+def _check_split(out: str | Path, engine: Engine) -> None:
+    if open_store(out).read(MARKERS):
+        raise ConfigError(f"{out}: holds a stream that is not split; choose another --out")
+    if engine.name == "slurm":
+        raise ConfigError("--validation makes two streams, a Slurm script one; use --rank, --world")
+
+
+def _part(out: str | Path, split: str) -> str | Path:
+    return out / split if isinstance(out, Path) else f"{out.rstrip('/')}/{split}"
+
+
+def _together(out: str, parts: list[Summary]) -> Summary:
+    rejected, tokens = Counter(), Counter()
+    for part in parts:
+        rejected.update(part.rejected)
+        tokens.update(part.tokens)
+    states: list[State] = [part.state for part in parts if part.state != "already finished"]
+    return Summary(
+        out=out,
+        state=states[-1] if states else "already finished",
+        samples=sum(part.samples for part in parts),
+        documents=sum(part.documents for part in parts),
+        rejected=dict(sorted(rejected.items())),
+        tokens=dict(sorted(tokens.items())),
+        seconds=sum(part.seconds for part in parts),
+        passed_over=parts[0].passed_over,
+        parts=tuple(parts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +187,8 @@ class Options:
     """Share of plain text documents for the byte tokenizer, where there is also one for text."""
     samples_per_shard: int = 0
     """Samples a shard; 0 chooses by the kind of source."""
+    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
+    """What to leave out on purpose; a bound of 0 is none."""
 
 
 def main(argv: list[str]) -> int:
@@ -157,6 +214,7 @@ def main(argv: list[str]) -> int:
         caption_first=options.caption_first,
         bytes_share=options.bytes_share,
         samples_per_shard=options.samples_per_shard,
+        filters=options.filters,
     )
     if summary.state == "to be submitted":
         print(f"{options.script}: written; submit it with: bash {options.script}")
@@ -167,14 +225,27 @@ def main(argv: list[str]) -> int:
 
 def report(summary: Summary) -> str:
     """The lines printed at the end."""
-    rejected = sum(summary.rejected.values())
-    counts = f"{summary.documents:,} documents of {summary.samples:,} samples"
     if summary.state == "others at work":
+        counts = f"{summary.documents:,} documents of {summary.samples:,} samples"
         done = f"{summary.out}: this rank is done, {counts}"
         return f"{done}; the last rank to finish (or --finish) assembles the stream"
+    lines, shown, data = _facts(summary), summary.out, f"--data {summary.out}"
+    if summary.parts:
+        train, held_out = summary.parts
+        lines = [line for part in summary.parts for line in _facts(part)]
+        shown, data = train.out, f"--data {train.out} --validation.data {held_out.out}"
+    lines.append(f"Next: plait inspect {shown}   or   plait train mot {data} --out RUN")
+    return "\n".join(lines)
+
+
+def _facts(summary: Summary) -> list[str]:
+    rejected = sum(summary.rejected.values())
+    counts = f"{summary.documents:,} documents of {summary.samples:,} samples"
     lines = [f"{summary.out}: {counts}"]
     if summary.already_done:
         lines[0] += "; already complete, nothing to do"
+    if summary.state == "restored":
+        lines[0] += "; what was missing or in quarantine was made again"
     lines += [f"  {n:>14,} {name} tokens" for name, n in summary.tokens.items()]
     if rejected:
         lines.append(f"  {rejected:>14,} samples rejected, listed in {summary.out}/rejected.jsonl:")
@@ -185,7 +256,4 @@ def report(summary: Summary) -> str:
         lines.append(f"  passed over: {names}" + (f" and {more} more" if more > 0 else ""))
     if not summary.already_done:
         lines.append(f"  {summary.seconds:.1f} s")
-    lines.append(
-        f"Next: plait inspect {summary.out}   or   plait train mot --data {summary.out} --out RUN"
-    )
-    return "\n".join(lines)
+    return lines

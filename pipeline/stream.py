@@ -99,7 +99,7 @@ class Stream:
         self.manifest = _read_manifest(self.path / "stream.json", self.url)
         try:
             self.tokenizers = tuple(TokenizerInfo(**t) for t in self.manifest["tokenizers"])
-            self.shards = tuple(_shard_info(s) for s in self.manifest["shards"])
+            self.shards = tuple(shard_info(s) for s in self.manifest["shards"])
             self.rejected = int(self.manifest["rejected"])
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{self.url}/stream.json: damaged: {error!r}") from None
@@ -285,7 +285,8 @@ def _read_manifest(path: Path, where: str) -> dict:
     return manifest
 
 
-def _shard_info(entry: dict) -> ShardInfo:
+def shard_info(entry: dict) -> ShardInfo:
+    """A shard's entry of `stream.json`; raises KeyError, TypeError or ValueError."""
     info = ShardInfo(**{f.name: entry[f.name] for f in fields(ShardInfo)})
     if "/" in info.name or info.name.startswith(".") or min(info.documents, info.bytes) < 1:
         raise ValueError(f"impossible entry of shard {info.name!r}")

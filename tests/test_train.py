@@ -111,6 +111,17 @@ def test_a_finished_run_can_be_trained_further(sample_stream, tmp_path):
     assert [line["step"] for line in lines(run)][-1] == 8
 
 
+def test_validation_on_a_stream_of_its_own(sample_stream, tmp_path):
+    """All documents of the data are trained on, all of the other stream are validated on."""
+    one = Run(config("dense", sample_stream, tmp_path / "run", "--validation.share", "0"))
+    words = ["--validation.data", str(sample_stream)]
+    both = Run(config("dense", sample_stream, tmp_path / "run", *words))
+    assert both.loader.rows.fingerprint == one.loader.rows.fingerprint
+    assert both._rows("validation").fingerprint == one.loader.rows.fingerprint
+    both.train()
+    assert sum("validation/loss" in line for line in lines(tmp_path / "run")) == 2
+
+
 def test_metrics_have_the_promised_keys(sample_stream, tmp_path):
     Run(config("mot", sample_stream, tmp_path / "run", "--log.tensorboard")).train()
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
