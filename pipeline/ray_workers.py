@@ -23,23 +23,24 @@ RETRIES = 3
 KNOCK_S = 10.0
 
 
-class RayWorker(Worker):
-    """An actor that works in the folder of the command, where relative paths begin."""
+class RayWorker:
+    """An actor; the job's plan comes with each task, as Ray may have started the actor again."""
 
-    def __init__(self, job: Job, folder: str) -> None:
-        super().__init__(job)
-        self._folder = folder
+    def __init__(self) -> None:
+        self._worker: Worker | None = None
 
     def ready(self) -> None:
         """Return when the actor has found its place on the cluster."""
 
-    def answer(self, task: Task) -> Record | Exception:
-        """See `Worker`."""
-        try:
-            os.chdir(self._folder)
-        except OSError as error:
-            return ConfigError(f"{self._folder}: {error.strerror} on {os.uname().nodename}")
-        return super().answer(task)
+    def answer(self, plan: list, folder: str, task: Task) -> Record | Exception:
+        """Run a task in the folder of the command, where relative paths begin (see `Worker`)."""
+        if self._worker is None:
+            try:
+                os.chdir(folder)
+            except OSError as error:
+                return ConfigError(f"{folder}: {error.strerror} on {os.uname().nodename}")
+            self._worker = Worker(_import_ray().get(plan[0]))
+        return self._worker.answer(task)
 
 
 def run_on_ray(
@@ -51,8 +52,7 @@ def run_on_ray(
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": RETRIES}
         actor = ray.remote(**options)(RayWorker)
-        plan, folder = ray.put(job), str(Path.cwd())
-        actors = [actor.remote(plan, folder) for _ in range(min(count, len(tasks)))]
+        actors = [actor.remote() for _ in range(min(count, len(tasks)))]
         try:
             yield from _hand_out(job, tasks, actors)
         finally:
@@ -63,6 +63,7 @@ def run_on_ray(
 def _hand_out(job: Job, tasks: Sequence[Task], actors: list) -> Iterator[tuple[Task, Record]]:
     """Give each actor its next task when it is free; one that finds no place is not waited for."""
     ray = _import_ray()
+    plan, folder = [ray.put(job)], str(Path.cwd())
     to_do, left = iter(tasks), len(tasks)
     running: dict = {actor.ready.remote(): (actor, None) for actor in actors}
     while left:
@@ -76,7 +77,7 @@ def _hand_out(job: Job, tasks: Sequence[Task], actors: list) -> Iterator[tuple[T
             raise result
         following = next(to_do, None)
         if following is not None:
-            running[actor.answer.remote(following)] = (actor, following)
+            running[actor.answer.remote(plan, folder, following)] = (actor, following)
         if task is not None:
             left -= 1
             yield task, result
