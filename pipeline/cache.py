@@ -133,7 +133,8 @@ class Cache:
 
 
 _exclusive: set[int] = set()
-"""Descriptors with an exclusive lock. A forked process must not hold on to them."""
+"""Descriptors with an exclusive lock: a forked process lets go of them, or it would hold the lock
+after its parent has closed them or was killed."""
 
 
 def _after_fork() -> None:
@@ -185,7 +186,6 @@ def _abandon(part: BinaryIO) -> None:
     if _is_in_place(part):
         Path(part.name).unlink()
     _exclusive.discard(part.fileno())
-    fcntl.flock(part, fcntl.LOCK_UN)
     part.close()
 
 
@@ -222,7 +222,6 @@ def _is_in_place(file: BinaryIO) -> bool:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Alone on this machine; unlocked by name, as a forked process may share the descriptor."""
     with path.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         _exclusive.add(file.fileno())
@@ -230,4 +229,3 @@ def _locked(path: Path) -> Iterator[None]:
             yield
         finally:
             _exclusive.discard(file.fileno())
-            fcntl.flock(file, fcntl.LOCK_UN)

@@ -84,9 +84,9 @@ class RemoteFolder:
             if (release := self._mapped.pop(info.name, None)) is not None:
                 self._mapped[info.name] = release
         chosen = []
-        for info in [*now, *then]:
+        for info in {info.name: info for info in [*now, *then]}.values():
             room -= info.bytes + info.index_bytes
-            if room >= 0 and info.name not in self._mapped:
+            if room >= 0:
                 chosen.append((info, ".tar"))
         self._queue.extendleft(reversed(self._new(chosen)))
         self._start()

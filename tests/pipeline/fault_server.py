@@ -5,6 +5,7 @@ is in `Handler`. `requests[NAME]` counts the requests, faulty ones too.
 """
 
 import contextlib
+import gzip
 import html
 import http.client
 import socket
@@ -24,9 +25,11 @@ class FaultServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, root: Path | tuple[str, int], *, ranges: bool = True, lists: bool = True):
+    def __init__(self, root: Path | tuple[str, int], **how: bool):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.ranges, self.lists = root, ranges, lists
+        self.root = root
+        self.ranges, self.lists = how.get("ranges", True), how.get("lists", True)
+        self.compresses = how.get("compresses", False)
         self.faults: dict[str, Iterator[str]] = defaultdict(lambda: iter(()))
         self.requests: Counter[str] = Counter()
         self.bytes = 0
@@ -65,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-700] + bytes([body[-700] ^ 1]) + body[-699:]
         if fault == "short":  # whole to HTTP, but not what was asked for
             body = body[:-100]
+        if self.server.compresses and "gzip" in self.headers["Accept-Encoding"]:
+            headers["Content-Encoding"], body = "gzip", gzip.compress(body)
         self.answer(status, headers, body, sent=len(body) // 2 if fault == "truncate" else None)
 
     def content(self) -> tuple[int, dict[str, str], bytes]:

@@ -182,11 +182,48 @@ def test_threads_fill_a_file_once(cache):
 
 
 def test_a_killed_downloader_blocks_nobody(cache):
-    with forked(lambda: caches._claim(touch(cache, "a"))):
+    use(cache, "b", "c")
+    with forked(lambda: begin(cache, "a", 100)):
         assert put(cache, "a", urgent=False) is None
-        assert names(cache) == "a"
+        assert names(cache) == "abc"
     with put(cache, "a") as file:
         assert file.read() == b"a" * 100
+    assert names(cache) == "abc"
+
+
+def test_a_file_that_arrives_meanwhile_is_not_fetched_again(cache, monkeypatch):
+    claim = caches._claim
+
+    def late(path):
+        monkeypatch.undo()
+        put(cache, "a").close()
+        return claim(path)
+
+    monkeypatch.setattr(caches, "_claim", late)
+    with cache.open(place(cache, "a"), 100, pytest.fail, lambda: False) as file:
+        assert file.read() == b"a" * 100
+    assert names(cache) == "a"
+
+
+def test_a_part_that_vanishes_meanwhile_is_begun_anew(cache, monkeypatch):
+    lock = caches._lock_now
+
+    def late(part):
+        monkeypatch.undo()
+        os.unlink(part.name)
+        return lock(part)
+
+    monkeypatch.setattr(caches, "_lock_now", late)
+    with put(cache, "a") as file:
+        assert file.read() == b"a" * 100
+    assert names(cache) == "a"
+
+
+def begin(cache, name, size):
+    """A download that has only just begun."""
+    part = caches._claim(touch(cache, name))
+    part.truncate(size)
+    return part
 
 
 def touch(cache, name):
@@ -195,7 +232,7 @@ def touch(cache, name):
 
 
 def test_a_killed_downloaders_part_makes_room(cache):
-    with forked(lambda: caches._claim(touch(cache, "a")).truncate(250)):
+    with forked(lambda: begin(cache, "a", 250)):
         pass
     use(cache, "b", "c")
     assert names(cache) == "bc"
@@ -269,6 +306,7 @@ def expected_tokens(folder):
     return np.concatenate([rows[i].tokens for i in range(2 * len(rows))])
 
 
+@pytest.mark.slow
 def test_processes_that_share_a_cache_fetch_each_shard_once(tmp_path, repository):
     random_stream(tmp_path / "s" / "made", documents=90, shards=6)
     with serving(tmp_path / "s") as server, contextlib.ExitStack() as stack:

@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import boto3
@@ -120,6 +121,7 @@ def test_rows_and_documents_are_those_of_the_folder(served, folder, tmp_path):
     }.items() <= whole.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_pass(served, folder, tmp_path, fault):
     server, open_stream = served
@@ -128,9 +130,11 @@ def test_faults_that_pass(served, folder, tmp_path, fault):
         server.faults[name] = iter([fault, fault])
     assert_same(open_stream(cache=tmp_path, retry=QUICK), folder)
     assert all(server.requests[name] >= 3 for name in names)
+    assert fault != "flip" or server.requests[FILES[2]] == 3
     assert not list(tmp_path.glob("*/*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_that_last(served, folder, tmp_path, fault):
     server, open_stream = served
@@ -143,6 +147,7 @@ def test_faults_that_last(served, folder, tmp_path, fault):
     with pytest.raises(ShardError, match=rf"made/{name.replace('.', '[.]')}: {what}"):
         all_rows(stream)
     assert name not in cached(tmp_path)
+    assert fault == "reset" or server.requests[name] <= 6, "tried ahead of need, and when needed"
     server.faults.clear()
     assert_same(stream, folder)
 
@@ -184,11 +189,13 @@ def test_a_break_costs_a_part_and_not_the_shard(served, folder, tmp_path, monkey
     assert size > 6000 and server.requests[FILES[2]] == -(-size // 3000) + 3
 
 
-def test_a_server_without_ranges(folder, tmp_path, monkeypatch):
+def test_servers_that_give_files_whole_or_compressed(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "PART", 3000)
     with serving(folder, ranges=False) as server:
-        assert_same(Stream(f"{server.url}/made", cache=tmp_path, retry=QUICK), folder)
+        assert_same(Stream(f"{server.url}/made", cache=tmp_path / "1", retry=QUICK), folder)
         assert server.requests[FILES[2]] == 1
+    with serving(folder, compresses=True) as server:
+        assert_same(Stream(f"{server.url}/made", cache=tmp_path / "2", retry=QUICK), folder)
 
 
 def test_the_next_window_is_fetched_ahead(folder, tmp_path, monkeypatch):
@@ -207,12 +214,31 @@ def test_the_next_window_is_fetched_ahead(folder, tmp_path, monkeypatch):
         assert tars == {f"shard-{i:06d}.tar": 1 for i in range(SHARDS)}
 
 
+def test_indexes_are_fetched_side_by_side(folder, tmp_path):
+    """Each waits until the last one is asked for."""
+    with serving(folder) as server:
+        stream = Stream(f"{server.url}/made", cache=tmp_path)
+        together = threading.Barrier(SHARDS)
+        server.on_request = lambda name: name.endswith(".idx") and together.wait(20)
+        assert len(Rows(stream, seq_len=64)) and not together.broken
+
+
+def test_no_more_is_fetched_ahead_than_has_room(folder, tmp_path):
+    sizes = [info.bytes + info.index_bytes for info in Stream(folder / "made").shards]
+    with serving(folder) as server:
+        stream = Stream(f"{server.url}/made", cache=tmp_path, cache_bytes=sum(sizes[:3]) - 1)
+        stream.prefetch([0], [1, 0, 2, 3, 4])
+        for thread in stream._remote._threads:
+            thread.join()
+        assert set(server.requests) == {"stream.json", "shard-000000.tar", "shard-000001.tar"}
+
+
 def test_the_cache_keeps_its_bound(served, folder, tmp_path, monkeypatch):
-    """Two epochs through a cache of three shards, one a window: old ones go, rows are the same."""
+    """Two epochs through a cache of four shards, one a window: old ones go, rows are the same."""
     monkeypatch.setattr("plait.pipeline.order.WINDOW_DOCUMENTS", 18)
     server, open_stream = served
     each = max(p.stat().st_size for p in (folder / "made").glob("*.tar"))
-    limit = 3 * each
+    limit = 4 * each
     used = []
 
     def measure(name):
@@ -248,7 +274,8 @@ def test_damage_in_the_cache_is_found_and_mended(folder, tmp_path):
         path.write_bytes(data)
         with pytest.raises(ShardError, match="removed from the cache: try again"):
             Stream(f"{server.url}/made", cache=tmp_path).document(0)
-        path.write_bytes(bytes(7)) if path.exists() else None
+        assert not path.exists()
+        path.write_bytes(bytes(7))
         assert_same(Stream(f"{server.url}/made", cache=tmp_path), folder)
 
 
