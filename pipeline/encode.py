@@ -70,7 +70,7 @@ class Encoder:
                 continue
             entry = self._enter(sample, kind)
             waiting.append(entry)
-            for i, part in enumerate(self._parts(entry, kind)):
+            for i, part in enumerate(self._parts(entry)):
                 if entry.reason:
                     break
                 raw = _load(part, entry)
@@ -116,11 +116,14 @@ class Encoder:
             return True
         return len(sample.parts) == 1 and share_of(sample.key, "bytes") < self._routing.bytes_share
 
-    def _parts(self, entry: _Waiting, kind: str) -> tuple[Part, ...]:
+    def _parts(self, entry: _Waiting) -> tuple[Part, ...]:
         """Parts in document order: a caption may come before its picture or sound."""
         parts = entry.sample.parts
-        captioned = kind in ("images", "audio") and len(parts) == 2
-        if captioned and share_of(entry.sample.key, "caption") < self._routing.caption_first:
+        if (
+            entry.sample.captioned
+            and len(parts) == 2
+            and share_of(entry.sample.key, "caption") < self._routing.caption_first
+        ):
             entry.tokenizers.reverse()
             return parts[::-1]
         return parts

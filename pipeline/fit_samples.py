@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import xxhash
 
-from plait.pipeline.source import Rejected, Sample, Source, open_sources
+from plait.pipeline.find import open_sources
+from plait.pipeline.source import Rejected, Sample, Source
 from plait.tokenizers.errors import ConfigError, SampleError
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from plait.pipeline.block import json_bytes
+from plait.pipeline.compressed import is_compressed
 from plait.pipeline.encode import Encoder, Routing
 from plait.pipeline.index import FORMAT
 from plait.pipeline.shard_writer import TEMPORARY, ShardInfo, ShardWriter, write_file
@@ -100,7 +101,7 @@ def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerI
 
 def _task_size(source: Source) -> int:
     """Samples a task takes; fewer, larger tasks where each has to read what comes before it."""
-    if source.path.suffix != ".gz":
+    if not is_compressed(source.path):
         return source.samples_per_task
     return max(source.samples_per_task, -(-len(source) // MOST_TASKS_OF_GZIP))
 

@@ -6,15 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from plait.pipeline import job as jobs
 from plait.pipeline.encode import Routing
+from plait.pipeline.fields import parse_fields
+from plait.pipeline.find import find_sources
 from plait.pipeline.job import Job
 from plait.pipeline.progress import Progress
-from plait.pipeline.source import Source, find_sources
+from plait.pipeline.source import Source
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError, PlaitError
@@ -47,6 +49,7 @@ def shard(
     *,
     workers: int = 0,
     source: str | None = None,
+    field: Sequence[str] = (),
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
     samples_per_shard: int = 0,
@@ -57,7 +60,8 @@ def shard(
     """
     started = time.monotonic()
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
-    found = [find_sources(path, source) for path in sources]
+    fields = parse_fields(field)
+    found = [find_sources(path, source, fields) for path in sources]
     opened = [s for f in found for s in f.sources]
     _check_distinct(opened)
     out = Path(out)
@@ -162,8 +166,11 @@ class Options:
     """Folder of a tokenizer (`plait fit`); one for each modality."""
     workers: int = 0
     """Worker processes; 0 is one for each CPU."""
-    source: Literal["images", "audio", "text", "jsonl", "interleaved", "bytes"] | None = None
-    """Kind of all sources; recognised if left out."""
+    source: str | None = None
+    """Kind of all sources (`plait list sources`); recognised if left out."""
+    field: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """ROLE=COLUMN: which column of rows holds the key, text, image, audio, bytes, parts, images or
+    texts."""
     caption_first: float = 0.8
     """Share of captioned pictures and sounds whose caption comes first."""
     bytes_share: float = 0.125
@@ -181,6 +188,7 @@ def main(argv: list[str]) -> int:
         options.tokenizer,
         workers=options.workers,
         source=options.source,
+        field=options.field,
         caption_first=options.caption_first,
         bytes_share=options.bytes_share,
         samples_per_shard=options.samples_per_shard,

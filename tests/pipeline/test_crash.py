@@ -13,10 +13,10 @@ import pytest
 from plait.pipeline import job as jobs
 from plait.pipeline import workers
 from plait.pipeline.encode import Routing
+from plait.pipeline.find import find_sources
 from plait.pipeline.job import Job
 from plait.pipeline.shard import shard
 from plait.pipeline.shard_writer import ShardWriter
-from plait.pipeline.source import find_sources
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.errors import PlaitError
 
