@@ -119,11 +119,8 @@ class Encoder:
     def _parts(self, entry: _Waiting) -> tuple[Part, ...]:
         """Parts in document order: a caption may come before its picture or sound."""
         parts = entry.sample.parts
-        if (
-            entry.sample.captioned
-            and len(parts) == 2
-            and share_of(entry.sample.key, "caption") < self._routing.caption_first
-        ):
+        captioned = entry.sample.captioned and len(parts) == 2
+        if captioned and share_of(entry.sample.key, "caption") < self._routing.caption_first:
             entry.tokenizers.reverse()
             return parts[::-1]
         return parts

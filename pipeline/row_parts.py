@@ -112,8 +112,8 @@ def _add_listed(found: Gathered, entry: object) -> None:
     kind = given.get("type")
     if kind == "text":
         found.add_text(given.get("text"))
-    elif kind == "image" or kind == "audio":
-        found.add_medium(kind, given)
+    elif kind in ("image", "audio"):
+        found.add_medium(cast(Medium, kind), given)
     else:
         raise SampleError(f"unknown part: type {kind!r}, should be text, image or audio")
 

@@ -125,7 +125,7 @@ def _one_schema(files: list[Path]) -> "pyarrow.Schema":
 @contextmanager
 def _opened(path: Path) -> Iterator["pyarrow.RecordBatchStreamReader"]:
     pyarrow = import_arrow("datasets")
-    import pyarrow.ipc
+    from pyarrow.ipc import open_stream
 
     if not path.is_file():
         raise ConfigError(f"{path}: missing file of a dataset")
@@ -135,7 +135,7 @@ def _opened(path: Path) -> Iterator["pyarrow.RecordBatchStreamReader"]:
             if not mapped.read().endswith(END_OF_STREAM):
                 raise ConfigError(f"{path}: no whole Arrow stream; was it cut short?")
             mapped.seek(0)
-            with pyarrow.ipc.open_stream(mapped) as reader:
+            with open_stream(mapped) as reader:
                 yield reader
     except (pyarrow.ArrowException, OSError) as error:
         raise ConfigError(f"{path}: damaged Arrow file: {str(error)[:300]}") from None
