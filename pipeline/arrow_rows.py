@@ -85,12 +85,13 @@ class ArrowRows(ABC):
 
     def _sample_of(self, key: str, row: dict[str, object]) -> Sample:
         found, used = gather_row(row, self.columns, self._place)
-        metadata = {k: as_json(v) for k, v in row.items() if k not in used}
+        names = self.columns.names
+        rest = {k: v for k, v in row.items() if k not in used and (v is not None or k not in names)}
         kinds = sorted(part.kind for part in found.parts)
         return Sample(
             key=key,
             parts=tuple(found.parts),
-            metadata=metadata | found.note(),
+            metadata={k: as_json(v) for k, v in rest.items()} | found.note(),
             captioned=kinds in (["image", "text"], ["audio", "text"])
             and len(used) == 2
             and used.isdisjoint({*self.columns.images, *self.columns.texts}),

@@ -29,10 +29,11 @@ PARAGRAPHS = {
 LINES = {"br", "li", "tr", "dt", "dd", "option", "caption"}
 CELLS = {"td", "th"}
 IN_HEAD = {"title", "meta", "link", "base", *DROPPED}
-PARAGRAPH, LINE = "\x1e", "\x1f"
+PARAGRAPH, LINE, CELL = "\x1e", "\x1f", "\x1d"
 """Marks in the text until it is finished."""
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
-_BREAKS = re.compile(r"[ \t]*[\x1e\x1f][ \t\x1e\x1f]*")
+_BREAKS = re.compile(r"[ \t\x1d]*[\x1e\x1f][ \t\x1d-\x1f]*")
+_CELLS = re.compile(r" *\x1d[ \x1d]*")
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]{1,40})", re.I)
 _SOURCES = re.compile(rb"<img\b[^>]*?\ssrc\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s>\"']+))", re.I)
 
@@ -135,8 +136,6 @@ class _Reader(HTMLParser):
         elif not self._dropping:
             self._break(tag)
             self._plain = max(self._plain - (tag == "pre"), 0)
-            if tag in CELLS:
-                self._pieces.append("\t")
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
@@ -151,15 +150,17 @@ class _Reader(HTMLParser):
 
     def end_text(self) -> None:
         """Turn what waits into a text part."""
-        text = _BREAKS.sub(_break_of, "".join(self._pieces)).strip()
+        text = _BREAKS.sub(_break_of, "".join(self._pieces))
         self._pieces = []
-        self.found.add_text(text)
+        self.found.add_text(_CELLS.sub("\t", text).strip())
 
     def _break(self, tag: str) -> None:
         if tag in PARAGRAPHS:
             self._pieces.append(PARAGRAPH)
         elif tag in LINES:
             self._pieces.append(LINE)
+        elif tag in CELLS:
+            self._pieces.append(CELL)
 
     def _picture(self, source: str | None) -> None:
         if not source or not source.strip():
