@@ -42,8 +42,11 @@ class ArrowRows(ABC):
 
     def __init__(self, root: Path, folder: Path, schema: "pyarrow.Schema", fields: Fields) -> None:
         self.fields = fields
-        self.columns = columns_of(schema, fields, self.path)
-        self.read_columns = [f.name for f in schema if _is_wanted(f, self.columns, fields)]
+        try:
+            self.columns = columns_of(schema, fields, self.path)
+            self.read_columns = [f.name for f in schema if _is_wanted(f, self.columns, fields)]
+        except UnicodeDecodeError:
+            raise ConfigError(f"{self.path}: damaged: a column's name is not UTF-8") from None
         self.samples_per_task = 16384 if self.columns.names <= {*self.columns.text} else 1024
         self._place = Place(folder, root)
 
@@ -127,14 +130,21 @@ def columns_of(schema: "pyarrow.Schema", fields: Fields, path: Path) -> Columns:
 
 def rows_of(batch: "pyarrow.RecordBatch") -> Iterator[dict[str, object] | str]:
     """The rows of a batch as Python values, or the reason why one is none."""
-    step = max(1, int(BATCH_BYTES / max(1, batch.nbytes / max(1, batch.num_rows))))
-    for start in range(0, batch.num_rows, step):
-        piece = batch.slice(start, step)
+    for piece in _pieces(batch):
         try:
             yield from _values(piece)
         except (ValueError, OverflowError):  # among them what Arrow and UTF-8 raise
             for number in range(piece.num_rows):
                 yield _one_row(piece.slice(number, 1))
+
+
+def _pieces(batch: "pyarrow.RecordBatch") -> list["pyarrow.RecordBatch"]:
+    try:
+        batch.validate(full=True)  # before its size: offsets that lead astray are followed there
+        step = max(1, int(BATCH_BYTES / max(1, batch.nbytes / max(1, batch.num_rows))))
+    except ValueError:
+        step = batch.num_rows
+    return [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
 
 
 def as_json(value: object) -> Json:

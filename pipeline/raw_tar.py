@@ -56,12 +56,11 @@ def entries(file: IO[bytes], path: Path, offset: int = 0) -> Iterator[Entry]:
         info = _header(head, path, offset)
         data, length = offset + _SECTOR, info.size if size is None else size
         length = 0 if info.type in _WITHOUT_DATA else length
-        if length < 0 or data + length > total:
-            raise ConfigError(
-                f"{path}: ends within member {(name or info.name)!r} at byte {offset}; fetch it "
-                "again"
-            )
         offset = data + length + -length % _SECTOR
+        if length < 0 or offset > total:
+            raise ConfigError(
+                f"{path}: ends within member {(name or info.name)!r} at byte {data}; fetch it again"
+            )
         if info.type in (_LONG_NAME, _PAX):
             new_name, new_size = _long_fields(file, path, info.type, data, length)
             name, size = new_name or name, new_size if new_size is not None else size

@@ -137,5 +137,5 @@ def _opened(path: Path) -> Iterator["pyarrow.RecordBatchStreamReader"]:
             mapped.seek(0)
             with open_stream(mapped) as reader:
                 yield reader
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: damaged Arrow file: {str(error)[:300]}") from None

@@ -44,8 +44,9 @@ class ParquetRows(ArrowRows):
             raise ConfigError(f"{path}: damaged Parquet file: it says it has {sum(rows)} rows")
         super().__init__(root, path.parent, schema, fields)
         self._starts = [sum(rows[:g]) for g in range(len(rows) + 1)]
+        most = 4096 if self.samples_per_task > 1024 else 64
         self._batch_rows = [
-            max(1, min(n, 4096, int(BATCH_BYTES * n / max(size, 1))))
+            max(1, min(n, most, int(BATCH_BYTES * n / max(size, 1))))
             for n, size in zip(rows, sizes, strict=True)
         ]
         largest = -(-max(rows, default=0) // TASKS_OF_A_GROUP)
@@ -105,7 +106,7 @@ def _opened(path: Path) -> Iterator["ParquetFile"]:
     try:
         with ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             yield file
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: damaged Parquet file: {str(error)[:300]}") from None
 
 

@@ -72,7 +72,8 @@ def captioned_table(count: int, first: int = 0) -> pyarrow.Table:
         {"bytes": b"damaged" if i % 5 == 4 else png(i), "path": f"{i}.png"} for i in numbers
     ]
     rows = [None if i % 7 == 6 else picture for i, picture in zip(numbers, pictures, strict=True)]
-    columns = {"id": [f"row {i}" for i in numbers], "image": rows, "n": list(numbers)}
+    image = pyarrow.array(rows, pyarrow.struct({"bytes": pyarrow.binary(), "path": "string"}))
+    columns = {"id": [f"row {i}" for i in numbers], "image": image, "n": list(numbers)}
     return pyarrow.table(columns | {"caption": [f"caption {i}" for i in numbers]})
 
 
