@@ -60,12 +60,12 @@ class _Text:
         return self._base + self._at
 
     def skip(self, pattern: re.Pattern[bytes]) -> None:
-        """Pass over what matches at this place, and over blanks and commas after it."""
-        if self._at == len(self._data):
-            self._more()
-        while found := pattern.match(self._data, self._at):
-            self._at = found.end()
-            pattern = _SKIP
+        """Pass over what matches here, and over blanks and commas after it."""
+        while not (found := pattern.match(self._data, self._at)) and self._more():
+            pass
+        self._at = found.end() if found else self._at
+        while blanks := _SKIP.match(self._data, self._at):
+            self._at = blanks.end()
             if self._at < len(self._data) or not self._more():
                 return
 

@@ -134,7 +134,8 @@ class _Reader(HTMLParser):
             while self._dropping.pop() != tag:
                 pass
         elif not self._dropping:
-            self._break(tag)
+            if tag in PARAGRAPHS:
+                self._pieces.append(PARAGRAPH)
             self._plain = max(self._plain - (tag == "pre"), 0)
 
     def handle_data(self, data: str) -> None:
