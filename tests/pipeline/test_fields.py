@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from plait.pipeline import fit
 from plait.pipeline.fields import Fields, parse_fields, row_name
 from plait.pipeline.find import open_sources
 from plait.pipeline.shard import main, shard
@@ -76,6 +79,13 @@ def test_lists(tmp_path):
     kind, (sample,) = samples(path, "images=pics", "texts=says")
     assert kind == "interleaved" and [p.kind for p in sample.parts] == ["image"]
     assert sample.metadata == {"turns": listed}
+
+
+def test_a_tokenizer_is_fitted_on_mapped_columns(tmp_path):
+    path = write_rows(tmp_path / "a.jsonl", [{"body": f"some words {i}"} for i in range(20)])
+    out = tmp_path / "out"
+    assert fit.main(["bytes", str(path), "--out", str(out), "--field", "text=body"]) == 0
+    assert json.loads((out / "report.json").read_text())["samples"]["rejected"] == 0
 
 
 def test_the_mapping_is_part_of_the_job(tmp_path, bytes_tokenizer):
