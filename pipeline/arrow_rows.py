@@ -30,6 +30,8 @@ TEXTS = (
 """Names of columns of text; the first that is there is taken."""
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes")
 AUDIOS = ("audio", "sound", "speech", "wav", "flac", "mp3", "ogg", "opus", "audio_bytes")
+UNREADABLE = (ValueError, OverflowError, NotImplementedError)
+"""What a row raises that is damaged or has no Python value; Arrow's own errors are among them."""
 BATCH_BYTES = 8 << 20
 """About how much of a table is in memory at once; a single row may take more."""
 
@@ -133,7 +135,7 @@ def rows_of(batch: "pyarrow.RecordBatch") -> Iterator[dict[str, object] | str]:
     for piece in _pieces(batch):
         try:
             yield from _values(piece)
-        except (ValueError, OverflowError):  # among them what Arrow and UTF-8 raise
+        except UNREADABLE:
             for number in range(piece.num_rows):
                 yield _one_row(piece.slice(number, 1))
 
@@ -142,7 +144,7 @@ def _pieces(batch: "pyarrow.RecordBatch") -> list["pyarrow.RecordBatch"]:
     try:
         batch.validate(full=True)  # before its size: offsets that lead astray are followed there
         step = max(1, int(BATCH_BYTES / max(1, batch.nbytes / max(1, batch.num_rows))))
-    except ValueError:
+    except UNREADABLE:
         step = batch.num_rows
     return [batch.slice(start, step) for start in range(0, batch.num_rows, step)]
 
@@ -167,7 +169,7 @@ def as_json(value: object) -> Json:
 def _one_row(row: "pyarrow.RecordBatch") -> dict[str, object] | str:
     try:
         return _values(row)[0]
-    except (ValueError, OverflowError) as error:
+    except UNREADABLE as error:
         return f"bad row: {str(error)[:300]}"
 
 
@@ -176,7 +178,8 @@ def _values(batch: "pyarrow.RecordBatch") -> list[dict[str, object]]:
 
     batch.validate(full=True)
     for number, field in enumerate(batch.schema):
-        if types.is_temporal(field.type):  # nanoseconds do not fit in Python's own types
+        kind = field.type
+        if types.is_temporal(kind) and not types.is_interval(kind):  # Python has no nanoseconds
             text = batch.column(number).cast("string")
             batch = batch.set_column(number, field.name, text)
     return batch.to_pylist()

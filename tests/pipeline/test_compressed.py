@@ -1,9 +1,8 @@
 import gzip
 
 import pytest
-from backports import zstd
 
-from plait.pipeline.compressed import read_plain, suffix_of
+from plait.pipeline.compressed import read_plain, suffix_of, zstd
 from plait.pipeline.find import open_sources
 from plait.tokenizers.errors import ConfigError, SampleError
 

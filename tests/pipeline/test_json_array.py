@@ -2,11 +2,11 @@ import gzip
 import json
 
 import pytest
-from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.pipeline import json_array, lines
+from plait.pipeline.compressed import zstd
 from plait.pipeline.find import find_sources, open_sources
 from plait.pipeline.lines import Lines
 from plait.tokenizers.errors import ConfigError

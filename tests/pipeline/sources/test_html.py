@@ -1,4 +1,5 @@
 import base64
+import time
 
 import pytest
 
@@ -35,10 +36,28 @@ def texts(tmp_path, text):
         ("<p>a<svg><title>s</title><text>drawn</text></svg>b<noscript>c</noscript>", "ab"),
         ("<![if x]>a<![endif]>", "a"),
         ("</div></p>a</script>", "a"),
+        ("<p>1 < 2 <p", "1 < 2 <p"),
+        ("<!-- a --> b <!-- c <p>d", "b <!-- c\n\nd"),
     ],
 )
 def test_text_in_reading_order(tmp_path, html, text):
     assert texts(tmp_path, html) == [text]
+
+
+@pytest.mark.parametrize(
+    ("head", "repeated", "tail"),
+    [
+        *[("", "<a ", ""), ("", "<!--", "<p>"), ("", '<a b="', ""), ("", "<![CDATA[", "")],
+        *[("<pre>", " ", "a"), ("<table>", "<td> ", ""), ("", "<img ", ">"), ("", "<div>", "")],
+    ],
+)
+def test_no_document_takes_for_ever(tmp_path, head, repeated, tail):
+    """What is read again from each of 30,000 places takes minutes."""
+    write(tmp_path / "set" / "a.png", png())
+    began = time.process_time()
+    read(tmp_path, head + repeated * 30_000 + tail)
+    assert len(open_sources(tmp_path / "set")) == 2
+    assert time.process_time() - began < 5
 
 
 def test_title_and_encoding(tmp_path):

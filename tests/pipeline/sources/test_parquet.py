@@ -7,7 +7,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from plait.pipeline.arrow_rows import as_json
+from plait.pipeline.arrow_rows import as_json, rows_of
 from plait.pipeline.fields import parse_fields
 from plait.pipeline.find import find_sources, open_sources
 from plait.pipeline.source import Rejected
@@ -226,4 +226,7 @@ def test_values_become_json(tmp_path):
         "map": [["k", 1]],
         "tags": "x",
     }
+    span = pyarrow.array([(1, 2, 3)], pyarrow.month_day_nano_interval())
+    (row,) = rows_of(pyarrow.record_batch([span], ["span"]))
+    assert as_json(row) == {"span": [1, 2, 3]}
     assert as_json([b"abc", {1: datetime.timedelta(seconds=1)}]) == ["3 bytes", {"1": "0:00:01"}]
