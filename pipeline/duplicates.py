@@ -29,7 +29,7 @@ from plait.pipeline.index import cumulative
 from plait.pipeline.job import Job, Task
 from plait.pipeline.progress import Progress
 from plait.pipeline.shard_writer import write_file
-from plait.pipeline.source import Part, Rejected, Sample
+from plait.pipeline.source import Part, Rejected, Sample, Slice
 from plait.pipeline.store import Folder, Store
 from plait.pipeline.tar import npy_bytes
 from plait.tokenizers.errors import PlaitError, SampleError
@@ -236,6 +236,8 @@ def _content_hash(part: Part) -> int:
     value = part.value
     if part.kind == "text" and not isinstance(value, str):
         value = str(part.load())
+    if isinstance(value, Slice):
+        value = value.read()
     if isinstance(value, str):
         value = value.encode(errors="surrogatepass")
     if isinstance(value, bytes):

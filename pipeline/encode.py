@@ -70,7 +70,6 @@ class Encoder:
         waiting: deque[_Waiting | Rejected] = deque()
         queues = [_Queue() for _ in self._tokenizers]
         takes_bytes = [t.modality == "bytes" for t in self._tokenizers]
-        captioned = kind in ("images", "audio")
         count = size = 0
         for sample in samples:
             if isinstance(sample, Rejected):
@@ -78,8 +77,7 @@ class Encoder:
                 continue
             entry = self._enter(sample)
             waiting.append(entry)
-            parts = self._ordered(entry) if captioned else sample.parts
-            for i, part in enumerate(parts):
+            for i, part in enumerate(self._ordered(entry) if sample.captioned else sample.parts):
                 if entry.reason:
                     break
                 raw = _load(part, entry)

@@ -3,8 +3,11 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from plait.pipeline.compressed import suffix_of
+from plait.pipeline.paths import list_files, listing_hash
 from plait.pipeline.source import (
     AUDIO_SUFFIXES,
+    HTML_SUFFIXES,
     IMAGE_SUFFIXES,
     TEXT_SUFFIXES,
     Json,
@@ -12,12 +15,25 @@ from plait.pipeline.source import (
     PartKind,
     Rejected,
     Sample,
-    list_files,
-    listing_hash,
 )
 from plait.tokenizers.errors import ConfigError
 
-_SUFFIXES = {"images": IMAGE_SUFFIXES, "audio": AUDIO_SUFFIXES, "text": TEXT_SUFFIXES}
+LOOSE = {
+    "images": IMAGE_SUFFIXES,
+    "audio": AUDIO_SUFFIXES,
+    "text": TEXT_SUFFIXES,
+    "html": HTML_SUFFIXES,
+}
+"""Kinds whose files are one document each, and how these files end."""
+
+
+def loose_kind(file: Path) -> str | None:
+    """The kind of a file that is a document of its own; only texts may be compressed."""
+    for kind, suffixes in LOOSE.items():
+        suffix = suffix_of(file) if kind == "text" else file.suffix.lower()
+        if suffix in suffixes:
+            return kind
+    return None
 
 
 class FileList:
@@ -60,11 +76,10 @@ def open_files_of(
     path: Path, *, kind: str, make: Callable[[Path, list[Path]], FileList]
 ) -> FileList:
     """All files of a kind in a folder, or one file whatever its name; ConfigError if none."""
-    suffixes = _SUFFIXES.get(kind)
     files = [path] if path.is_file() else list_files(path)
-    if suffixes and path.is_dir():
-        files = [f for f in files if f.suffix.lower() in suffixes]
+    if kind in LOOSE and path.is_dir():
+        files = [f for f in files if loose_kind(f) == kind]
     if not files:
-        wanted = ", ".join(sorted(suffixes)) if suffixes else "any files"
+        wanted = ", ".join(sorted(LOOSE[kind])) if kind in LOOSE else "any files"
         raise ConfigError(f"{path}: no {kind} here (looked for {wanted})")
     return make(path, files)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import tyro
 
+from plait.pipeline.fields import parse_fields
 from plait.pipeline.fit_samples import FitSamples, find_samples
 from plait.pipeline.progress import Progress
 from plait.tokenizers.base import Tokenizer
@@ -49,6 +50,8 @@ class FitJob:
     """Folder for the tokenizer."""
     source: str | None = None
     """Kind of all sources, where it should not be recognised."""
+    field: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """ROLE=COLUMN: which column of rows holds the text, image and so on, as in `plait shard`."""
     max_samples: int = 10_000
     """Most samples to use, chosen by seed and key; 0 for all."""
     held_out: float = 0.05
@@ -115,6 +118,7 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         kind,
         job.sources,
         source_kind=job.source,
+        fields=parse_fields(job.field),
         max_samples=job.max_samples,
         held_out=job.held_out,
         seed=job.seed,

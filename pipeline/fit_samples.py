@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import xxhash
 
-from plait.pipeline.source import Rejected, Sample, Source, open_sources
+from plait.pipeline.fields import NO_FIELDS, Fields
+from plait.pipeline.find import open_sources
+from plait.pipeline.source import Rejected, Sample, Source
 from plait.tokenizers.errors import ConfigError, SampleError
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def find_samples(
     paths: Sequence[str | Path],
     *,
     source_kind: str | None = None,
+    fields: Fields = NO_FIELDS,
     max_samples: int = 0,
     held_out: float = 0.05,
     seed: int = 0,
@@ -78,7 +81,7 @@ def find_samples(
     samples = FitSamples(kind=kind, sources=[])
     found: list[tuple[int, int, str]] = []
     for path in paths:
-        sources = open_sources(path, source_kind)
+        sources = open_sources(path, source_kind, fields)
         usable = _look(samples, sources)
         if not usable:
             raise ConfigError(_nothing_found(kind, path, sources, samples))

@@ -12,10 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from plait.pipeline.block import json_bytes
+from plait.pipeline.compressed import is_compressed
 from plait.pipeline.encode import Encoder, Routing
+from plait.pipeline.fields import Fields
 from plait.pipeline.filters import Filters, Gate, read_dropped
+from plait.pipeline.find import Found, find_sources
 from plait.pipeline.shard_writer import ShardInfo, ShardWriter
-from plait.pipeline.source import Found, Json, Rejected, Source, find_sources
+from plait.pipeline.source import Json, Rejected, Source
 from plait.pipeline.store import Folder, Store
 from plait.pipeline.vocabulary import TokenizerInfo
 from plait.tokenizers.base import MODALITIES, Tokenizer, load_tokenizer
@@ -84,10 +87,10 @@ class Record:
 
 
 def find_job_sources(
-    paths: Sequence[str | Path], kind: str | None, store: Store
+    paths: Sequence[str | Path], kind: str | None, fields: Fields, store: Store
 ) -> tuple[list[Source], list[Path]]:
     """The sources at all paths, and the files there that none takes; ConfigError on wrong use."""
-    found = [find_sources(path, kind) for path in paths]
+    found = [find_sources(path, kind, fields) for path in paths]
     sources = [source for f in found for source in f.sources]
     seen = set()
     for source in sources:
@@ -132,7 +135,7 @@ def read_tokenizers(folders: Sequence[Path]) -> list[tuple[Tokenizer, TokenizerI
 
 def _task_size(source: Source) -> int:
     """Samples a task takes; fewer, larger tasks where each has to read what comes before it."""
-    if source.path.suffix != ".gz":
+    if not is_compressed(source.path):
         return source.samples_per_task
     return max(source.samples_per_task, -(-len(source) // MOST_TASKS_OF_GZIP))
 

@@ -1,24 +1,31 @@
-"""Base of the sources that read JSONL: one row a sample, keys `id#line`."""
+"""Base of the sources that read JSONL or a JSON array: one row a sample, keys `id#line`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
+from plait.pipeline.compressed import suffix_of
+from plait.pipeline.fields import KEYS, Fields, row_name
+from plait.pipeline.json_text import read_json
 from plait.pipeline.lines import Lines
-from plait.pipeline.source import Json, Rejected, Sample, parse_row
+from plait.pipeline.paths import list_files
+from plait.pipeline.source import Json, Rejected, Sample
 from plait.tokenizers.errors import SampleError
+
+SUFFIXES = {".jsonl", ".ndjson", ".json"}
 
 
 class JsonRows(ABC):
-    """The rows of one `.jsonl` or `.jsonl.gz` file."""
+    """The rows of one file."""
 
     kind: str
     samples_per_task: int
 
-    def __init__(self, path: Path, root: Path) -> None:
+    def __init__(self, path: Path, root: Path, fields: Fields) -> None:
         self.path = path
         self.root = root
+        self.fields = fields
 
     @abstractmethod
     def sample_of(self, key: str, row: dict[str, Json]) -> Sample:
@@ -26,7 +33,7 @@ class JsonRows(ABC):
 
     @cached_property
     def lines(self) -> Lines:
-        """The file's lines, counted when first asked for."""
+        """The file's rows, counted when first asked for."""
         return Lines(self.path)
 
     def __len__(self) -> int:
@@ -34,12 +41,13 @@ class JsonRows(ABC):
 
     def read(self, start: int, stop: int) -> Iterator[Sample | Rejected]:
         """One sample a row; a bad row is rejected under its line number."""
+        names = self.fields.names("key", KEYS)
         for number, line in self.lines.read(start, stop):
             row = parse_row(line)
             if isinstance(row, str):
                 yield Rejected(source=str(self.path), key=f"#{number}", reason=row)
                 continue
-            key = f"{row_name(row)}#{number}"
+            key = f"{row_name(row, names)}#{number}"
             try:
                 yield self.sample_of(key, row)
             except SampleError as error:
@@ -52,13 +60,24 @@ class JsonRows(ABC):
             "kind": self.kind,
             "samples": len(self),
             "listing": self.lines.hash,
+            "fields": {role: [*names] for role, names in self.fields.described().items()},
         }
 
 
-def row_name(row: dict[str, Json]) -> str:
-    """What a row calls itself; nothing if it does not."""
-    for name in ("id", "key", "file_name"):
-        value = row.get(name)
-        if isinstance(value, str | int) and not isinstance(value, bool):
-            return str(value)
-    return ""
+def parse_row(line: bytes) -> dict[str, Json] | str:
+    """The JSON object of a line, or the reason why it is none."""
+    try:
+        row = read_json(line)
+    except (ValueError, RecursionError) as error:
+        return f"bad JSON: {error}"
+    return row if isinstance(row, dict) else f"bad row: {type(row).__name__}, not an object"
+
+
+def is_rows(path: Path) -> bool:
+    """Whether a file's name says that it holds rows of JSON, whatever it is compressed with."""
+    return suffix_of(path) in SUFFIXES
+
+
+def rows_in(folder: Path) -> list[Path]:
+    """The files of rows under a folder."""
+    return [f for f in list_files(folder) if is_rows(f)]

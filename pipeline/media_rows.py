@@ -2,23 +2,14 @@
 
 from pathlib import Path
 
+from plait.pipeline.fields import Fields
 from plait.pipeline.files import FileList, open_files_of
-from plait.pipeline.json_rows import JsonRows
-from plait.pipeline.source import (
-    AUDIO_SUFFIXES,
-    IMAGE_SUFFIXES,
-    Json,
-    Part,
-    PartKind,
-    Sample,
-    is_rows,
-    list_files,
-    listing_hash,
-    resolve,
-)
+from plait.pipeline.json_rows import JsonRows, is_rows
+from plait.pipeline.paths import list_files, listing_hash, resolve
+from plait.pipeline.source import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Json, Part, PartKind, Sample
 from plait.tokenizers.errors import SampleError
 
-NAMES = ("metadata.jsonl", "metadata.jsonl.gz")
+NAMES = ("metadata.jsonl", "metadata.jsonl.gz", "metadata.jsonl.zst")
 
 
 class MediaRows(JsonRows):
@@ -26,21 +17,26 @@ class MediaRows(JsonRows):
 
     samples_per_task = 1024
 
-    def __init__(self, path: Path, root: Path, *, kind: str, captions: tuple[str, ...]) -> None:
-        super().__init__(path, root)
+    def __init__(
+        self, path: Path, root: Path, fields: Fields, *, kind: str, captions: tuple[str, ...]
+    ) -> None:
+        super().__init__(path, root, fields)
         self.kind = kind
-        self._captions = captions
+        role = "audio" if kind == "audio" else "image"
+        self._names = fields.names(role, ("file_name",))
+        self._captions = fields.names("text", captions)
 
     def sample_of(self, key: str, row: dict[str, Json]) -> Sample:
         """Raises SampleError where the row has no usable file."""
-        name = row.get("file_name")
-        if not isinstance(name, str):
-            raise SampleError("row without file_name")
+        column = next((n for n in self._names if isinstance(row.get(n), str)), None)
+        if column is None:
+            raise SampleError(f"row without {' or '.join(self._names)}")
+        name = str(row[column])
         medium = Part(kind=self._kind_of(name), value=resolve(name, self.path.parent, self.root))
         used = next((c for c in self._captions if _filled(row.get(c))), None)
         caption = () if used is None else (Part(kind="text", value=str(row[used])),)
-        metadata = {k: v for k, v in row.items() if k not in ("file_name", used)}
-        return Sample(key=key, parts=(medium, *caption), metadata=metadata)
+        metadata = {k: v for k, v in row.items() if k not in (column, used)}
+        return Sample(key=key, parts=(medium, *caption), metadata=metadata, captioned=True)
 
     def describe(self) -> dict[str, Json]:
         """The hash is of the rows, and of the names and sizes of the files beside them."""
@@ -59,13 +55,13 @@ class MediaRows(JsonRows):
 
 
 def open_media(
-    path: Path, root: Path, *, kind: str, captions: tuple[str, ...]
+    path: Path, root: Path, fields: Fields, *, kind: str, captions: tuple[str, ...]
 ) -> MediaRows | FileList:
     """Rows where there are any (`path`, or `metadata.jsonl` in it), else the files alone."""
     rows = [path] if is_rows(path) else [path / name for name in NAMES]
     for file in rows:
         if file.is_file():
-            return MediaRows(file, root, kind=kind, captions=captions)
+            return MediaRows(file, root, fields, kind=kind, captions=captions)
 
     def make(folder: Path, files: list[Path]) -> FileList:
         part: PartKind = "image" if kind == "images" else "audio"

@@ -1,9 +1,10 @@
 """`plait shard`: tokenize sources and write a stream, with processes here or on many machines."""
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from plait.pipeline import job as jobs
 from plait.pipeline.bucket import open_store
 from plait.pipeline.encode import Routing
 from plait.pipeline.engines import HERE, Engine, State, run_job
+from plait.pipeline.fields import parse_fields
 from plait.pipeline.filters import Filters
 from plait.pipeline.job import Job
 from plait.pipeline.job_files import MARKERS
@@ -52,6 +54,7 @@ def shard(
     workers: int = 0,
     engine: Engine = HERE,
     source: str | None = None,
+    field: Sequence[str] = (),
     caption_first: float = 0.8,
     bytes_share: float = 0.125,
     samples_per_shard: int = 0,
@@ -73,6 +76,7 @@ def shard(
             workers=workers,
             engine=engine,
             source=source,
+            field=field,
             caption_first=caption_first,
             bytes_share=bytes_share,
             samples_per_shard=samples_per_shard,
@@ -83,7 +87,8 @@ def shard(
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
     try:
         store = open_store(out)
-        opened, passed_over = jobs.find_job_sources(sources, source, store)
+        fields = parse_fields(field)
+        opened, passed_over = jobs.find_job_sources(sources, source, fields, store)
         pairs = jobs.read_tokenizers([Path(t) for t in tokenizers])
         job = Job(
             store=store,
@@ -179,15 +184,18 @@ class Options:
     """Only assemble what the ranks have left."""
     restart: bool = False
     """Remove the files of the job that is in --out, and begin anew."""
-    source: Literal["images", "audio", "text", "jsonl", "interleaved", "bytes"] | None = None
-    """Kind of all sources; recognised if left out."""
+    source: str | None = None
+    """Kind of all sources (`plait list sources`); recognised if left out."""
+    field: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """ROLE=COLUMN: which column of rows holds the key, text, image, audio, bytes, parts, images or
+    texts."""
     caption_first: float = 0.8
     """Share of captioned pictures and sounds whose caption comes first."""
     bytes_share: float = 0.125
     """Share of plain text documents for the byte tokenizer, where there is also one for text."""
     samples_per_shard: int = 0
     """Samples a shard; 0 chooses by the kind of source."""
-    filters: tyro.conf.OmitArgPrefixes[Filters] = field(default_factory=Filters)
+    filters: tyro.conf.OmitArgPrefixes[Filters] = dataclasses.field(default_factory=Filters)
     """What to leave out on purpose; a bound of 0 is none."""
 
 
@@ -211,6 +219,7 @@ def main(argv: list[str]) -> int:
         workers=options.workers,
         engine=engine,
         source=options.source,
+        field=options.field,
         caption_first=options.caption_first,
         bytes_share=options.bytes_share,
         samples_per_shard=options.samples_per_shard,

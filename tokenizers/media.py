@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from plait.tokenizers.base import Waveform
 from plait.tokenizers.errors import SampleError
@@ -21,11 +21,15 @@ MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 1 << 29
 MAX_CHANNELS = 32
 SAMPLE_RATES_HZ = (1_000, 768_000)
+MAX_PROFILE_BYTES = 4 << 20
 _BLOCK = 1 << 16
 
 
 def read_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An RGB picture: upright, first frame, transparency on white, 16 bits scaled to 8."""
+    """An RGB picture: upright, first frame, transparency on white, 16 bits scaled to 8.
+
+    Colours of another profile (most CMYK pictures have one) are turned into sRGB.
+    """
     stream = _open(source)
     try:
         with warnings.catch_warnings():
@@ -102,10 +106,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image)
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+        return _in_srgb(image if image.mode == "CMYK" else image.convert("RGB"), image)
+    clear = _in_srgb(image.convert("RGBA"), image)
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    return Image.alpha_composite(white, clear).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, read: Image.Image) -> Image.Image:
+    """RGB or RGBA; `read` is the picture as it was read, whose profile is used if it fits."""
+    mode = "RGBA" if image.mode == "RGBA" else "RGB"
+    profile = read.info.get("icc_profile") or b""
+    space = b"CMYK" if image.mode == "CMYK" else b"RGB "
+    known = b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
+    if known or profile[16:20] != space or len(profile) > MAX_PROFILE_BYTES:
+        return image.convert(mode)
+    try:
+        found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, found, srgb, outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile does not make it unreadable
+        return image.convert(mode)
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
@@ -117,6 +137,9 @@ def _from_deep(image: Image.Image) -> Image.Image:
     else:
         scale = 1.0 if image.mode == "I" and largest <= 255 else 255 / 65535
     grey = np.clip(np.rint(grey * scale), 0, 255).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey[np.asarray(image) == clear] = 255
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from plait.pipeline.fields import Fields
 from plait.pipeline.files import FileList
 from plait.pipeline.media_rows import MediaRows, open_media
 
 CAPTIONS = ("text", "transcript", "transcription", "sentence", "caption")
 
 
-def open_source(path: Path, root: Path) -> MediaRows | FileList:
+def open_source(path: Path, root: Path, fields: Fields) -> MediaRows | FileList:
     """The sounds of a folder, of the rows of a JSONL file, or one sound."""
-    return open_media(path, root, kind="audio", captions=CAPTIONS)
+    return open_media(path, root, fields, kind="audio", captions=CAPTIONS)
 
 
 def open_files(root: Path, files: list[Path]) -> FileList:

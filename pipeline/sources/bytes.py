@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+from plait.pipeline.fields import Fields
 from plait.pipeline.files import FileList, open_files_of
 
 
-def open_source(path: Path, root: Path) -> FileList:
+def open_source(path: Path, root: Path, fields: Fields) -> FileList:
     """All files of a folder, or one file."""
-    del root
+    del root, fields
     return open_files_of(path, kind="bytes", make=open_files)
 
 

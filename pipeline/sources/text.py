@@ -1,13 +1,14 @@
-"""Text files (.txt, .md), UTF-8, one document each."""
+"""Text files (.txt, .md; plain, gzip or zstd), UTF-8, one document each."""
 
 from pathlib import Path
 
+from plait.pipeline.fields import Fields
 from plait.pipeline.files import FileList, open_files_of
 
 
-def open_source(path: Path, root: Path) -> FileList:
+def open_source(path: Path, root: Path, fields: Fields) -> FileList:
     """All text files of a folder, or one file."""
-    del root
+    del root, fields
     return open_files_of(path, kind="text", make=open_files)
 
 

@@ -13,11 +13,11 @@ import pytest
 from plait.pipeline import job as jobs
 from plait.pipeline import workers
 from plait.pipeline.encode import Routing
+from plait.pipeline.find import find_sources
 from plait.pipeline.job import Job
 from plait.pipeline.job_files import begin, finish, read_records
 from plait.pipeline.shard import shard
 from plait.pipeline.shard_writer import ShardWriter
-from plait.pipeline.source import find_sources
 from plait.pipeline.store import Folder
 from plait.pipeline.workers import run_in_processes
 from plait.tokenizers.errors import PlaitError

@@ -50,7 +50,7 @@ def keys(out):
 
 
 def test_the_first_is_kept_for_any_number_of_workers(tmp_path, bytes_tokenizer, monkeypatch):
-    monkeypatch.setattr("plait.pipeline.shard.SMALL_JOB", 0)
+    monkeypatch.setattr("plait.pipeline.engines.SMALL_JOB", 0)
     monkeypatch.setattr(duplicates, "SMALL_JOB", 0)
     sources = repeating_sources(tmp_path)
     options = {"samples_per_shard": 20, "filters": DOCUMENTS}
@@ -107,7 +107,7 @@ def test_a_hashing_process_that_dies_leaves_its_work_to_the_job(
     tmp_path, bytes_tokenizer, monkeypatch
 ):
     monkeypatch.setattr(duplicates, "SMALL_JOB", 0)
-    monkeypatch.setattr("plait.pipeline.shard.SMALL_JOB", 0)
+    monkeypatch.setattr("plait.pipeline.engines.SMALL_JOB", 0)
     monkeypatch.setattr(duplicates, "_hash_tasks", os._exit)
     sources = repeating_sources(tmp_path)
     options = {"samples_per_shard": 40, "filters": DOCUMENTS, "workers": 2}

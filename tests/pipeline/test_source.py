@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plait.pipeline.find import find_sources, open_sources
 from plait.pipeline.lines import Lines
-from plait.pipeline.source import Part, Rejected, find_sources, open_sources, resolve
+from plait.pipeline.paths import resolve
+from plait.pipeline.source import Part, Rejected
 from plait.tokenizers.errors import ConfigError, SampleError
 
 

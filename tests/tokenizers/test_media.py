@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from plait.tokenizers.errors import SampleError
 from plait.tokenizers.media import MAX_CHANNELS, read_audio, read_image
@@ -82,10 +82,84 @@ def test_sixteen_bits_and_floats_are_scaled():
     assert pixels(image_bytes(real, "TIFF"))[0, :, 1].tolist() == [0, 128, 255, 0]
 
 
-def test_first_frame_of_an_animation():
-    frames = [Image.fromarray(COLOURS), Image.new("RGB", (8, 6), "blue")]
-    data = image_bytes(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
-    assert np.array_equal(pixels(data), COLOURS)
+def raw_png(depth, colours, row, *chunks) -> bytes:
+    """A picture of one row whose bytes are given as PNG stores them."""
+
+    def chunk(name, data):
+        check = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + check
+
+    width = len(row) * 8 // depth // {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colours]
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, colours, 0, 0, 0))
+    body = b"".join(chunk(*c) for c in chunks) + chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+def deep(*values) -> bytes:
+    return struct.pack(f">{len(values)}H", *values)
+
+
+@pytest.mark.parametrize(
+    ("data", "seen"),
+    [
+        (raw_png(16, 2, deep(25700, 0, 65535)), [[100, 0, 255]]),
+        (raw_png(16, 6, deep(25700, 0, 65535, 0)), [[255, 255, 255]]),
+        (raw_png(16, 4, deep(25700, 65535, 0, 0)), [[100] * 3, [255] * 3]),
+        (raw_png(16, 0, deep(0, 25700), (b"tRNS", deep(0))), [[255] * 3, [100] * 3]),
+        (raw_png(8, 0, b"\0d", (b"tRNS", deep(0))), [[255] * 3, [100] * 3]),
+        (raw_png(8, 2, b"\0\0\0d\1\2", (b"tRNS", deep(0, 0, 0))), [[255] * 3, [100, 1, 2]]),
+        (raw_png(2, 0, b"\x1b"), [[0] * 3, [85] * 3, [170] * 3, [255] * 3]),
+        (
+            raw_png(8, 3, b"\0\1", (b"PLTE", bytes(range(6))), (b"tRNS", b"\0")),
+            [[255] * 3, [3, 4, 5]],
+        ),
+    ],
+)
+def test_every_way_of_png(data, seen):
+    assert pixels(data)[0].tolist() == seen
+
+
+def test_deep_tiffs_of_either_byte_order():
+    for mode, order in (("I;16", "<"), ("I;16B", ">")):
+        image = Image.frombytes(mode, (2, 1), struct.pack(f"{order}HH", 25700, 65535))
+        assert pixels(image_bytes(image, "TIFF"))[0, :, 0].tolist() == [100, 255]
+
+
+def test_cmyk_jpegs_are_stored_upside_down():
+    picture = Image.fromarray(COLOURS).resize((32, 24), Image.Resampling.NEAREST)
+    data = image_bytes(picture.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    assert b"Adobe" in data
+    assert np.abs(pixels(data)[4, 4].astype(int) - (200, 30, 30)).max() <= 2
+    assert np.abs(pixels(data)[2, 29].astype(int) - (20, 180, 40)).max() <= 2
+
+
+def odd_profile() -> bytes:
+    """A profile whose red and blue are exchanged."""
+    data = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = data.replace("sRGB".encode("utf-16-be"), "odd.".encode("utf-16-be"))
+    return data.replace(b"rXYZ", b"zXYZ").replace(b"bXYZ", b"rXYZ").replace(b"zXYZ", b"bXYZ")
+
+
+def test_colours_of_another_profile():
+    picture, odd = Image.new("RGB", (2, 2), (200, 30, 10)), odd_profile()
+    for kind in ("PNG", "TIFF"):
+        seen = pixels(image_bytes(picture, kind, icc_profile=odd))[0, 0].astype(int)
+        assert np.abs(seen - (10, 30, 200)).max() <= 3
+    clear = picture.convert("RGBA")
+    clear.putpixel((0, 0), (200, 30, 10, 0))
+    seen = pixels(image_bytes(clear, icc_profile=odd)).astype(int)
+    assert (seen[0, 0] == 255).all() and np.abs(seen[1, 1] - (10, 30, 200)).max() <= 3
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    cmyk, cut = odd[:16] + b"CMYK" + odd[20:], odd[:20] + b"x" * 99
+    for profile in (srgb, odd[:100], cmyk, cut):
+        assert pixels(image_bytes(picture, icc_profile=profile))[0, 0].tolist() == [200, 30, 10]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "MPO"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue")]
+    data = image_bytes(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert np.abs(pixels(data).astype(int) - (255, 0, 0)).max() <= 2
 
 
 def huge_png(width, height) -> bytes:
@@ -167,6 +241,22 @@ def test_sound_formats(kind, error):
     assert sound.samples.dtype == np.float32
     assert np.abs(sound.samples[400:1200] - TONE[400:1200]).mean() < error or kind == "MP3"
     assert abs(len(sound.samples) - 1600) < (3000 if kind == "MP3" else 1)
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 44100, 192_000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize(
+    ("subtype", "error"),
+    [
+        *[("PCM_U8", 1e-2), ("PCM_16", 1e-4), ("PCM_24", 1e-6), ("PCM_32", 1e-6)],
+        *[("FLOAT", 1e-6), ("DOUBLE", 1e-6), ("ULAW", 2e-2), ("ALAW", 2e-2)],
+    ],
+)
+def test_every_width_rate_and_number_of_channels(rate_hz, channels, subtype, error):
+    samples = np.repeat(TONE[:, None], channels, 1)
+    sound = read_audio(sound_bytes(samples, rate_hz, subtype=subtype))
+    assert sound.sample_rate_hz == rate_hz and sound.samples.shape == TONE.shape
+    assert np.abs(sound.samples - TONE).max() <= error
 
 
 def test_channels_are_averaged_and_peaks_scaled():
