@@ -1,24 +1,30 @@
 PYTHON ?= python3
 VENV ?= .venv
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+PIP := $(VENV)/bin/python -m pip install --only-binary :all: --editable
 
 .PHONY: demo test lint clean
 
-demo: $(STAMP)
+demo: $(INSTALLED)
 	$(VENV)/bin/plait demo --out demo
 
-test: $(STAMP)
+test: $(INSTALLED_DEV)
 	GOMP_SPINCOUNT=1000 $(VENV)/bin/python -m pytest
 
-lint: $(STAMP)
+lint: $(INSTALLED_DEV)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
-$(STAMP): pyproject.toml
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --only-binary :all: --editable '.[dev]'
-	touch $(STAMP)
+	$(PIP) .
+	touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -64,7 +64,7 @@ class Encoder:
         self._routing = routing
 
     def encode(
-        self, samples: Iterable[Sample | Rejected], *, source: str, kind: str
+        self, samples: Iterable[Sample | Rejected], *, source: str
     ) -> Iterator[EncodedDocument | Rejected]:
         """One document or rejection for each sample, in order."""
         waiting: deque[_Waiting | Rejected] = deque()

@@ -194,7 +194,7 @@ def _write_shard(job: Job, tokenizers: Sequence[Tokenizer], task: Task, folder: 
     gate = Gate(job.filters, str(source.path), dropped)
     try:
         samples = gate.samples(source.read(task.start, task.stop))
-        encoded = encoder.encode(samples, source=str(source.path), kind=source.kind)
+        encoded = encoder.encode(samples, source=str(source.path))
         for document in map(gate.document, encoded):
             if isinstance(document, Rejected):
                 rejected.append((document.key, document.reason))
