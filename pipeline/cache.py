@@ -24,7 +24,9 @@ STREAM = "plait-stream-"
 PART = ".part"
 EVICTED = (".tar", ".idx", PART)
 POLL_S = 0.01
-"""Who waits for another's download looks again so often."""
+"""Who waits for another's download, or for room, looks again so often."""
+PATIENCE_S = 1.0
+"""So long does a file that is needed wait for room before it passes the bound."""
 
 
 def default_folder() -> Path:
@@ -61,8 +63,9 @@ class Cache:
     ) -> BinaryIO | None:
         """The file, in use until it and all its maps are closed; `fill` writes it if it is new.
 
-        Where it has no room, `release` is asked to give up a map, until it says False. Without
-        `release` this is not urgent: None comes back if there is no room, or another downloads it.
+        Where it has no room, `release` is asked to give up maps, one a call; what others use may
+        get free in a moment. Without `release` this is not urgent: None comes back if there is no
+        room, or another downloads it.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,14 +92,14 @@ class Cache:
         release: Callable[[], bool] | None,
     ) -> BinaryIO | None:
         """Fill a claimed part and put it in place; the claim turns into a shared lock."""
+        patience = time.monotonic() + PATIENCE_S
         try:
-            while not self._reserve(part, size, must=False):
+            while not self._reserve(part, size, must=time.monotonic() > patience):
                 if release is None:
                     _abandon(part)
                     return None
                 if not release():
-                    self._reserve(part, size, must=True)
-                    break
+                    time.sleep(POLL_S)
             fill(part)
             part.seek(0)
             Path(part.name).replace(path)

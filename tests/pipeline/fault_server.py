@@ -68,8 +68,6 @@ class Handler(BaseHTTPRequestHandler):
             body = body[:-700] + bytes([body[-700] ^ 1]) + body[-699:]
         if fault == "short":  # whole to HTTP, but not what was asked for
             body = body[:-100]
-        if self.server.compresses and "gzip" in self.headers["Accept-Encoding"]:
-            headers["Content-Encoding"], body = "gzip", gzip.compress(body)
         self.answer(status, headers, body, sent=len(body) // 2 if fault == "truncate" else None)
 
     def content(self) -> tuple[int, dict[str, str], bytes]:
@@ -81,12 +79,14 @@ class Handler(BaseHTTPRequestHandler):
             return 200, {"Content-Type": "text/html"}, names.encode()
         if not path.is_file():
             return 404, {}, b"nothing here"
-        data = path.read_bytes()
+        data, headers = path.read_bytes(), {}
+        if self.server.compresses and "gzip" in self.headers["Accept-Encoding"]:
+            data, headers = gzip.compress(data), {"Content-Encoding": "gzip"}
         if self.server.ranges and (wanted := self.headers["Range"]):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             part = data[int(first) : int(last) + 1]
-            return 206, {"Content-Range": f"bytes {first}-{last}/{len(data)}"}, part
-        return 200, {}, data
+            return 206, {"Content-Range": f"bytes {first}-{last}/{len(data)}", **headers}, part
+        return 200, headers, data
 
     def handed_on(self, to: tuple[str, int]) -> tuple[int, dict[str, str], bytes]:
         with contextlib.closing(http.client.HTTPConnection(*to)) as connection:

@@ -106,7 +106,24 @@ def test_what_another_process_uses_stays_until_it_ends(cache):
     assert names(cache) == "fgh"
 
 
-def test_maps_are_given_up_for_room(cache):
+def test_who_needs_room_waits_a_moment_for_it(cache):
+    held = [put(cache, name) for name in "abc"]
+    asked = []
+
+    def release():
+        asked.append(1)
+        if len(asked) == 3:
+            held.pop(0).close()
+        return False
+
+    cache.open(place(cache, "d"), 100, lambda file: None, release).close()
+    assert names(cache) == "bcd" and len(asked) == 3
+    for each in held:
+        each.close()
+
+
+def test_maps_are_given_up_for_room(cache, monkeypatch):
+    monkeypatch.setattr(caches, "PATIENCE_S", 0.1)
     held = [put(cache, name) for name in "abc"]
     assert put(cache, "d", urgent=False) is None
     file = cache.open(
