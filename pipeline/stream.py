@@ -107,6 +107,9 @@ class Stream:
     def __len__(self) -> int:
         return self.documents
 
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path,)
+
     def document(self, i: int) -> Document:
         """Document number i."""
         if not 0 <= i < self.documents:
