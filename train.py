@@ -38,9 +38,13 @@ from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
 
-MAY_CHANGE = ("steps", "data", "out", "log.", "checkpoint.", "validation.batches", "dry_run")
-"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, and
-`data` may have moved (what it holds is compared by the loader's fingerprint)."""
+MAY_CHANGE = (
+    *("steps", "data", "weights", "out", "log.", "checkpoint."),
+    *("validation.batches", "dry_run"),
+)
+"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
+may have moved (what it holds is compared by the loader's fingerprint), and new `weights` hold from
+the step at which the run resumes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -154,6 +158,7 @@ class Run:
             self.held_out if apart else self.streams,
             seq_len=c.rows.seq_len,
             packing=c.rows.packing,
+            cut=c.rows.cut,
             seed=c.seed,
             weights=None if apart else c.weights or None,
             split=split if share else "all",
@@ -263,7 +268,7 @@ class Run:
 
     def _load(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        self.loader.load_state_dict(state["loader"])
+        self.loader.load_state_dict(state["loader"], new_weights=True)
         checkpoint.load_into(self.model, folder)
         tensors = load_file(folder / "optimizer.safetensors")
         optimizer.load_state_tensors(self.model, self.optimizer, tensors)

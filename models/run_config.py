@@ -31,6 +31,8 @@ class RowsConfig:
     """Micro-batches in a step."""
     packing: Literal["best_fit", "concat"] = "best_fit"
     """best_fit keeps documents and images whole; concat cuts at row ends and wastes nothing."""
+    cut: tuple[str, ...] = ("text",)
+    """Modalities whose documents best_fit may cut to fill a row; images never are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,8 @@ class RunConfig:
     data: tuple[str, ...] = ()
     """One stream or more (folders that `plait shard` wrote, or their URLs)."""
     weights: tuple[float, ...] = ()
-    """Shares of the rows that come from each stream; by their size when empty."""
+    """Shares of the rows that come from each stream; by their size when empty. A resumed run may be
+    given others: they hold from there on."""
     out: str = ""
     """The run's folder; if it holds a run already, that one is resumed."""
     preset: str = ""

@@ -13,7 +13,8 @@ import numpy as np
 from plait.pipeline.charts import colour
 from plait.pipeline.content import Content, decode, note
 from plait.pipeline.markup import Markup, tag
-from plait.pipeline.rows import Row, Rows
+from plait.pipeline.row import Row
+from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Document
 from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
 from plait.tokenizers.base import Encoded, Tokenizer
@@ -64,10 +65,11 @@ class BatchView:
         self._room = MEDIA_BYTES
         self.seq_len = rows.seq_len
         self.colours = {m: colour(m) for m in rows.vocabulary.modalities}
-        first = rows.arrays(range(min(len(rows), MOST_ROWS)))
-        self.looked_at = len(first.tokens)
-        self.fill = float((first.document >= 0).mean())
-        self.numbers = varied_rows(first.modality, first.document >= 0, count)
+        first = rows.batch(range(min(len(rows), MOST_ROWS)))
+        kept = ~first.padding_BT.numpy()
+        self.looked_at = len(kept)
+        self.fill = float(kept.mean())
+        self.numbers = varied_rows(first.modality_BT.numpy(), kept, count)
         self.data: list[list[dict[str, object]]] = []
         """For each row, its documents: key and parts."""
         bars = [self._bar(at, number) for at, number in enumerate(self.numbers)]

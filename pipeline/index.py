@@ -93,7 +93,7 @@ class ShardIndex:
         return self.token_starts[:-1] + (data - block_starts)[self.span_blocks]
 
 
-def cumulative(counts: np.ndarray) -> np.ndarray:
+def cumulative(counts: np.ndarray | Sequence[int]) -> np.ndarray:
     """Int64 [n + 1]: 0 and the running sums."""
     sums = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=sums[1:])

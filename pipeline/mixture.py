@@ -37,49 +37,62 @@ def shares(weights: Sequence[float]) -> list[int]:
     return counts
 
 
-def sequence(counts: Sequence[int]) -> np.ndarray:
-    """One period, uint16: the stream of each row, `counts[s]` times stream s.
+def sequence(counts: Sequence[int], limit: int | None = None) -> np.ndarray:
+    """One period or its first `limit` rows, uint16: the stream of each row.
+
+    Stream s comes `counts[s]` times in the period, which may be never.
 
     >>> sequence([2, 1]).tolist()
     [0, 1, 0]
     """
     period, k = sum(counts), len(counts)
-    if k == 1:
-        return np.zeros(period, np.uint16)
-    taken = [0] * k
-    order = np.empty(period, np.uint16)
     # All in units of 1 / (period * (2k - 2)), so that nothing is rounded.
-    scale = 2 * k - 2
-    for n in range(1, period + 1):
-        best, due = -1, 0.0
+    scale = max(1, 2 * k - 2)
+    owed = [0] * k
+    order = np.empty(period if limit is None else min(period, limit), np.uint16)
+    for n in range(len(order)):
+        best, slack, times = -1, 0, 1
         for s, count in enumerate(counts):
-            owed = scale * (n * count - taken[s] * period)
-            if owed < period:
+            owed[s] += scale * count
+            if owed[s] < period:
                 continue
-            slack = Fraction((scale - 1) * period - owed, count)
-            if best < 0 or slack < due:
-                best, due = s, slack
-        order[n - 1] = best
-        taken[best] += 1
+            rest = (scale - 1) * period - owed[s]
+            if best < 0 or rest * times < slack * count:
+                best, slack, times = s, rest, count
+        order[n] = best
+        owed[best] -= scale * period
     return order
 
 
 class Mixture:
-    """For row i: its stream, and which row of that stream it is."""
+    """For row i: its stream, and which row of that stream it is; `limit` rows may be asked for."""
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        self.counts = list(counts)
-        self.order = sequence(counts)
-        self._before = np.zeros(len(self.order), np.int64)
-        for s in range(len(counts)):
-            mine = self.order == s
-            self._before[mine] = np.arange(int(mine.sum()))
+    def __init__(self, counts: Sequence[int], limit: int | None = None) -> None:
+        self.order = sequence(counts, limit)
+        self.counts = np.bincount(self.order, minlength=len(counts)).tolist()
+        self._places = [np.flatnonzero(self.order == s) for s in range(len(counts))]
+        self._before = np.empty(len(self.order), np.int64)
+        for places in self._places:
+            self._before[places] = np.arange(len(places))
 
     def locate(self, row: int) -> tuple[int, int]:
         """(stream, row of that stream)."""
         period, at = divmod(row, len(self.order))
         stream = int(self.order[at])
         return stream, period * self.counts[stream] + int(self._before[at])
+
+    def taken(self, rows: int) -> list[int]:
+        """How many of the first `rows` rows are of each stream."""
+        period, at = divmod(rows, len(self.order))
+        return [
+            period * count + int(np.searchsorted(places, at))
+            for count, places in zip(self.counts, self._places, strict=True)
+        ]
+
+    def row_of(self, stream: int, row: int) -> int:
+        """The row that is row `row` of a stream: what `locate` undoes."""
+        period, at = divmod(row, self.counts[stream])
+        return period * len(self.order) + int(self._places[stream][at])
 
 
 def _rounded(parts: Sequence[Fraction]) -> list[int]:

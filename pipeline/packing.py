@@ -12,8 +12,12 @@ import numpy as np
 from plait.tokenizers.errors import ConfigError
 
 
-def best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
+def best_fit(
+    lengths: np.ndarray, seq_len: int, open_rows: np.ndarray | None = None
+) -> tuple[np.ndarray, int]:
     """Best-fit decreasing: the row of each length, and how many rows there are.
+
+    `open_rows` is the room left in rows that are there already, which are numbered first.
 
     `lengths` falls, and each is 1 .. seq_len. An item goes into the row with the least room that
     suffices, else into a new one; the result depends on the lengths alone.
@@ -23,10 +27,10 @@ def best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
     ([0, 1, 0, 1, 1], 2)
     """
     sizes, counts = np.unique(-np.asarray(lengths, np.int64), return_counts=True)
-    room: dict[int, list[int]] = {}
-    open_rooms = 0
+    room = _rows_by_room(open_rows)
+    open_rooms = sum(1 << left for left in room)
     rows: list[int] = []
-    n_rows = 0
+    n_rows = 0 if open_rows is None else len(open_rows)
     for size, count in zip((-sizes).tolist(), counts.tolist(), strict=True):
         while count:
             fitting = open_rooms >> size
@@ -57,6 +61,15 @@ def best_fit(lengths: np.ndarray, seq_len: int) -> tuple[np.ndarray, int]:
                 if not candidates:
                     open_rooms &= ~(1 << left)
     return np.array(rows, np.int64), n_rows
+
+
+def _rows_by_room(room: np.ndarray | None) -> dict[int, list[int]]:
+    if room is None or not len(room):
+        return {}
+    order = np.argsort(room, kind="stable")
+    values, starts = np.unique(room[order], return_index=True)
+    groups = np.split(order, starts[1:])
+    return {v: g.tolist() for v, g in zip(values.tolist(), groups, strict=True) if v}
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,15 @@ def test_a_run_that_was_not_checkpointed_starts_anew(sample_stream, tmp_path):
     assert lines(run) == expected
 
 
+def test_a_resumed_run_may_be_given_other_weights(sample_stream, tmp_path):
+    out, twice = tmp_path / "run", ("--data", str(sample_stream), str(sample_stream))
+    Run(config("dense", sample_stream, out, *twice, "--weights", "3", "1", "--steps", "4")).train()
+    Run(config("dense", sample_stream, out, *twice, "--weights", "1", "3")).train()
+    state = json.loads((newest_checkpoint(out) / "state.json").read_text())
+    fingerprint = json.loads(state["loader"]["fingerprint"])
+    assert fingerprint["weights"] == [[0, [3.0, 1.0]], [8, [1.0, 3.0]]]
+
+
 def test_another_configuration_is_refused(sample_stream, tmp_path):
     Run(config("dense", sample_stream, tmp_path / "run")).train()
     with pytest.raises(ResumeError, match=r"optimizer\.lr was .* now 0\.5"):

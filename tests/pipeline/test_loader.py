@@ -1,9 +1,12 @@
 import json
+import pickle
 from itertools import islice
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
 from plait.pipeline.rows import Rows
 from plait.tokenizers.errors import ConfigError, ResumeError
@@ -22,7 +25,7 @@ def tensors(batch):
 
 
 @pytest.mark.parametrize("packing", ["best_fit", "concat"])
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_ranks_make_the_same_global_batches(stream, packing, world_size):
     rows = Rows(stream, seq_len=48, packing=packing, seed=2)
     alone = list(islice(Loader(rows, batch_size=8), 30))
@@ -68,6 +71,87 @@ def test_another_order_is_refused_by_name(stream, tmp_path):
             Loader(rows, batch_size=batch_size).load_state_dict(state)
     with pytest.raises(ResumeError, match="no state"):
         Loader(Rows(stream, seq_len=48), batch_size=4).load_state_dict({"step": 3})
+
+
+def drawn_documents(rows, first, last):
+    return [name for i in range(first, last) for name in rows.documents_of(i)]
+
+
+def test_weights_change_when_a_run_resumes(tmp_path):
+    streams = [text_stream(tmp_path / n, [[10] * 400], seed=i) for i, n in enumerate("ab")]
+    old, new, newest = ([3, 1], [1, 3], [1, 1])
+    first = Loader(Rows(streams, seq_len=12, weights=old), batch_size=4)
+    assert len(list(islice(first, 10))) == 10
+    state = first.state_dict()
+    with pytest.raises(ResumeError, match="weights was"):
+        Loader(Rows(streams, seq_len=12, weights=new), batch_size=4).load_state_dict(state)
+    for weights in (new, new, newest):
+        loader = Loader(Rows(streams, seq_len=12, weights=weights), batch_size=4)
+        loader.load_state_dict(state, new_weights=True)
+        assert len(list(islice(loader, 15))) == 15
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert len(json.dumps(state)) < 600
+    drawn = drawn_documents(loader.rows, 0, 220)
+    assert drawn[:40] == drawn_documents(first.rows, 0, 40)
+    assert len(set(drawn)) == 220
+    shares = [(0, 40, 0.75), (40, 160, 0.25), (160, 220, 0.5)]
+    for start, stop, share in shares:
+        for i in range(start, stop):
+            taken = sum(s == 0 for s, _ in drawn[start : i + 1])
+            assert abs(taken - share * (i + 1 - start)) < 1
+    again = Loader(Rows(streams, seq_len=12, weights=newest), batch_size=4)
+    again.load_state_dict(state, new_weights=True)
+    assert drawn_documents(again.rows, 0, 220) == drawn
+    assert again.epochs == loader.epochs == again.rows.epochs(220)
+
+
+def test_other_rows_are_refused_though_weights_may_change(stream):
+    state = Loader(Rows(stream, seq_len=48), batch_size=4).state_dict()
+    loader = Loader(Rows(stream, seq_len=48, seed=1), batch_size=4)
+    with pytest.raises(ResumeError, match="seed was 0"):
+        loader.load_state_dict(state, new_weights=True)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_end_where_rows_stop(stream, prefetch):
+    rows = Rows(stream, seq_len=48, exhausted="stop")
+    loader = Loader(rows, batch_size=4, prefetch=prefetch)
+    assert len(list(loader)) == len(rows) // 4 == loader.steps
+    failing = Rows(stream, seq_len=48, exhausted="error")
+    loader = Loader(failing, batch_size=4, prefetch=prefetch)
+    with pytest.raises(ConfigError, match="exhausted"):
+        list(loader)
+
+
+def test_rows_go_through_a_pickle(stream, tmp_path):
+    other = text_stream(tmp_path, [[9] * 20])
+    rows = Rows([stream, other], seq_len=48, weights=[(0, [1, 1]), (7, [1, 2])], seed=4)
+    copy = pickle.loads(pickle.dumps(rows))
+    assert copy.fingerprint == rows.fingerprint
+    assert torch.equal(copy.batch(range(40)).tokens_BT, rows.batch(range(40)).tokens_BT)
+
+
+def test_torch_makes_the_same_batches_with_workers(stream):
+    rows = Rows(stream, seq_len=48)
+    loaded = DataLoader(rows, batch_size=8, num_workers=2, multiprocessing_context="spawn")
+    batches = list(loaded)
+    assert len(batches) == -(-len(rows) // 8)
+    for step, batch in enumerate(batches):
+        numbers = range(8 * step, min(8 * step + 8, len(rows)))
+        want = rows.batch(numbers)
+        assert isinstance(batch, Batch) and batch.modalities == want.modalities
+        assert all(map(torch.equal, tensors(batch), tensors(want)))
+        assert (batch.patch_start_BT is None) == (want.patch_start_BT is None)
+        if want.patch_start_BT is not None:
+            assert torch.equal(batch.patch_start_BT, want.patch_start_BT)
+
+
+def test_torch_shuffles_rows_in_this_process(stream):
+    rows = Rows(stream, seq_len=48)
+    generator = torch.Generator().manual_seed(1)
+    batches = list(DataLoader(rows, batch_size=5, shuffle=True, generator=generator))
+    tokens = sorted(row.numpy().tobytes() for batch in batches for row in batch.tokens_BT)
+    assert tokens == sorted(rows[i].tokens.tobytes() for i in range(len(rows)))
 
 
 def test_a_prepared_batch_comes_in_its_place(stream):

@@ -1,13 +1,15 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.pipeline.rows import Rows
 from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
-from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.errors import ConfigError, ShardError
 
 from .made_stream import ALL, TEXT, document, random_shape, random_stream, text_stream, write_stream
 
@@ -73,11 +75,16 @@ def check_epoch(rows: Rows, made, numbers, expected):
 
 @pytest.mark.parametrize("packing", PACKINGS)
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), seq_len=st.integers(24, 130), longest=st.integers(2, 300))
-def test_every_token_comes_once_an_epoch(tmp_path_factory, packing, seed, seq_len, longest):
+@given(
+    seed=st.integers(0, 10**6),
+    seq_len=st.integers(24, 130),
+    longest=st.integers(2, 300),
+    cut=st.sampled_from([(), ("text",), ("text", "speech", "bytes")]),
+)
+def test_every_token_comes_once_an_epoch(tmp_path_factory, packing, seed, seq_len, longest, cut):
     folder = tmp_path_factory.mktemp("stream")
     stream, made = random_stream(folder, documents=25, longest=longest, seed=seed)
-    rows = Rows(stream, seq_len=seq_len, packing=packing, seed=seed)
+    rows = Rows(stream, seq_len=seq_len, packing=packing, seed=seed, cut=cut)
     for epoch in range(2):
         numbers = range(epoch * len(rows), (epoch + 1) * len(rows))
         check_epoch(rows, made, numbers, range(len(made)))
@@ -109,6 +116,60 @@ def test_images_are_never_cut_in_best_fit(tmp_path):
         assert tokens.count(end) == len(opened)
         images += len(opened)
     assert images == sum(number == 1 for d in made for number, _ in d.spans)
+
+
+def test_text_fills_rows_and_the_rest_stays_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [document(i, [("text", 3), ("image", 16)], rng) for i in range(60)]
+    made += [document(60 + i, [("speech", 22)], rng) for i in range(30)]
+    made += [document(90 + i, [("text", 35)], rng) for i in range(30)]
+    stream = write_stream(tmp_path, [made])
+    whole, cut = (Rows(stream, seq_len=42, cut=c) for c in ((), ("text",)))
+    check_epoch(cut, made, range(len(cut)), range(120))
+    documents = [set(rows.documents_of(i)) for rows in (whole, cut) for i in range(len(rows))]
+    parts = np.bincount([d for row in documents[len(whole) :] for _, d in row])
+    assert len(whole) == 120 and len(cut) <= 95
+    assert (parts[:90] == 1).all() and (parts[90:] > 1).any()
+
+
+def test_a_document_is_found_in_its_rows(tmp_path):
+    stream, _ = random_stream(tmp_path / "a", documents=50, longest=200)
+    other, _ = random_stream(tmp_path / "b", documents=30, seed=1)
+    for rows in (Rows(stream, seq_len=64), Rows([stream, other], seq_len=64, weights=[2, 1])):
+        places = {}
+        for i in range(3 * len(rows)):
+            for name in set(rows.documents_of(i)):
+                places.setdefault(name, []).append(i)
+        for s, one in enumerate(rows.streams):
+            for d in range(one.documents):
+                found = [i for epoch in range(2) for i in rows.rows_of(s, d, epoch)]
+                assert sorted(found) == places[s, d][: len(found)]
+    with pytest.raises(IndexError):
+        rows.rows_of(0, 50)
+
+
+def test_rows_of_a_document_outside_the_split(tmp_path):
+    stream = text_stream(tmp_path, [[10] * 100])
+    train = Rows(stream, seq_len=12, split="train", validation=0.3)
+    found = [len(train.rows_of(0, d)) for d in range(100)]
+    assert set(found) == {0, 1} and sum(found) == len(train)
+
+
+@pytest.mark.parametrize("exhausted", ["stop", "error"])
+def test_rows_end_where_a_stream_is_exhausted(tmp_path, exhausted):
+    a = text_stream(tmp_path / "a", [[10] * 60])
+    b = text_stream(tmp_path / "b", [[10] * 30], seed=1)
+    rows = Rows([a, b], seq_len=12, weights=[1, 1], exhausted=exhausted)
+    drawn = [rows.documents_of(i)[0] for i in range(len(rows))]
+    assert len(rows) == rows.end and len(drawn) in (60, 61)
+    assert len(set(drawn)) == len(drawn) and sum(s == 1 for s, _ in drawn) == 30
+    assert rows.epochs(len(rows)) == pytest.approx([0.5, 1.0], abs=0.02)
+    with pytest.raises(IndexError if exhausted == "stop" else ConfigError, match="exhausted"):
+        rows[len(rows)]
+    alone = Rows(b, seq_len=12, exhausted=exhausted)
+    assert len(alone) == 30
+    with pytest.raises((IndexError, ConfigError)):
+        alone.batch(range(25, 33))
 
 
 def test_speech_is_cut_between_frames(tmp_path):
@@ -159,7 +220,7 @@ def test_splits_part_the_documents(tmp_path, packing):
 
 
 def test_many_windows(tmp_path, monkeypatch):
-    monkeypatch.setattr("plait.pipeline.order.WINDOW_DOCUMENTS", 25)
+    monkeypatch.setattr("plait.pipeline.order.WINDOW_DOCUMENTS", 20)
     stream, made = random_stream(tmp_path, documents=90, shards=9)
     for packing in PACKINGS:
         rows = Rows(stream, seq_len=64, packing=packing)
@@ -187,6 +248,22 @@ def test_a_batch_of_rows_is_its_rows(tmp_path):
     assert batch.patch_start_BT is not None and batch.patch_start_BT.any()
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_rows_are_the_same_without_a_compiler(tmp_path, monkeypatch, packing):
+    stream, _ = random_stream(tmp_path, documents=80, longest=150)
+    made = []
+    for path in ("", "reference"):
+        monkeypatch.setenv("PLAIT_KERNELS", path)
+        rows = Rows(stream, seq_len=64, packing=packing)
+        made.append((rows.batch(range(len(rows))), rows.tokens([7, 2, 9])))
+    (first, few), (second, few_again) = made
+    for name in ("tokens_BT", "modality_BT", "document_BT", "position_BT", "loss_mask_BT"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+    assert first.patch_start_BT is not None and second.patch_start_BT is not None
+    assert torch.equal(first.patch_start_BT, second.patch_start_BT)
+    assert torch.equal(few, few_again) and torch.equal(few, first.tokens_BT[[7, 2, 9]])
+
+
 @pytest.mark.parametrize("weights", [None, [0.7, 0.3]])
 def test_streams_are_mixed_by_weights(tmp_path, weights):
     a = text_stream(tmp_path / "a", [[10] * 60])
@@ -211,12 +288,26 @@ def test_the_same_stream_twice_comes_in_two_orders(tmp_path):
     assert sorted(first) == sorted(second) == list(range(40)) and first != second
 
 
+def test_a_span_outside_its_block_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("plait.pipeline.shard_writer.BLOCK_DOCUMENTS", 2)
+    stream = text_stream(tmp_path, [[5, 6, 7, 8]])
+    index = stream.reader(0).index
+    first, second = index.blocks
+    moved = (replace(first, tokens=first.tokens - 1), replace(second, tokens=second.tokens + 1))
+    stream.reader(0).index = replace(index, blocks=moved)
+    with pytest.raises(ShardError, match="outside its block"):
+        Rows(stream, seq_len=16)[0]
+
+
 def test_wrong_use_is_refused(tmp_path):
     stream = text_stream(tmp_path, [[5]])
     cases = [
         ({"packing": "first_fit"}, "packing"),
         ({"seq_len": 3}, "seq_len"),
         ({"weights": [1, 2]}, "2 weights for 1 streams"),
+        ({"cut": ["image"]}, "always whole"),
+        ({"cut": "text"}, "list of modalities"),
+        ({"exhausted": "end"}, "exhausted"),
         ({"split": "validation"}, "validation"),
         ({"split": "test"}, "split"),
         ({"vocabulary": Vocabulary((TEXT,))}, "not in the vocabulary"),
