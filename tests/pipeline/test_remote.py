@@ -84,12 +84,19 @@ def served(request, folder):
 
 def all_rows(stream):
     rows = Rows(stream, seq_len=64)
-    return rows.arrays(range(len(rows)))
+    return rows.batch(range(len(rows)))
 
 
 def assert_same(stream, folder):
     found, expected = all_rows(stream), all_rows(Stream(folder / "made"))
-    for name in ("tokens", "modality", "document", "position", "loss_mask", "patch_starts"):
+    for name in (
+        "tokens_BT",
+        "modality_BT",
+        "document_BT",
+        "position_BT",
+        "loss_mask_BT",
+        "patch_start_BT",
+    ):
         assert np.array_equal(getattr(found, name), getattr(expected, name)), name
 
 
@@ -209,7 +216,7 @@ def test_the_next_window_is_fetched_ahead(folder, tmp_path, monkeypatch):
             time.sleep(0.01)
         ahead = [name for name in server.requests if name.endswith(".tar")]
         assert len(ahead) == 2
-        rows.arrays(range(len(rows)))
+        rows.batch(range(len(rows)))
         tars = {name: n for name, n in server.requests.items() if name.endswith(".tar")}
         assert tars == {f"shard-{i:06d}.tar": 1 for i in range(SHARDS)}
 
@@ -284,7 +291,7 @@ def test_a_stream_made_anew_does_not_meet_the_old_shards(tmp_path):
         made, _ = random_stream(tmp_path / "s" / "made", documents=30, seed=seed)
         with serving(tmp_path / "s") as server:
             stream = Stream(f"{server.url}/made", cache=tmp_path / "cache")
-            assert np.array_equal(all_rows(stream).tokens, all_rows(made).tokens)
+            assert np.array_equal(all_rows(stream).tokens_BT, all_rows(made).tokens_BT)
 
 
 @pytest.mark.parametrize("lists", [True, False])
