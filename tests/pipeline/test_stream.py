@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -185,6 +186,17 @@ def test_verify_counts_and_ids(copy, tmp_path, capsys):
     assert main([str(doubled.path)]) == 1
     out = capsys.readouterr().out
     assert "problems: " in out and "; 1 shards" in out
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", "<i4", "<i8", "<f2", "<f4"])
+@pytest.mark.parametrize("shape", [(0,), (5,), (3, 4), (0, 5), (2, 0)])
+def test_arrays_come_back_also_from_numpy(dtype, shape):
+    array = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
+    file = io.BytesIO()
+    np.save(file, array)
+    for data in (npy_bytes(array), file.getvalue()):
+        found = npy_view(memoryview(data), "x")
+        assert found.dtype == array.dtype and np.array_equal(found, array)
 
 
 UNKNOWN = np.array([0, 0, 9, 0, 0], np.int32)
