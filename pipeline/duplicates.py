@@ -48,12 +48,12 @@ Drop = tuple[int, int, int]
 def mark_duplicates(job: Job, workers: int) -> None:
     """Leave each task the file that `read_dropped` reads; does nothing if that was done before.
 
-    `workers` 0 is one for each CPU.
+    `workers` is the number of processes, 0 and at most one for each CPU.
     """
     if job.store.read([DONE]):
         return
     with _tables(job.store) as folder:
-        _mark(job, folder, workers or len(os.sched_getaffinity(0)))
+        _mark(job, folder, workers)
 
 
 @contextmanager
@@ -161,9 +161,11 @@ def _hash_all(job: Job, folder: Path, tasks: Sequence[Task], workers: int) -> No
     """Hash what is not hashed; a process that dies leaves its tasks to this one."""
     missing = [task for task in tasks if not _paths(folder, task)[0].is_file()]
     total = sum(task.stop - task.start for task in missing)
+    processors = len(os.sched_getaffinity(0))
+    workers = min(workers or processors, processors, len(missing))
     with Progress("looking for duplicates", total=total, unit="samples") as progress:
-        if total >= SMALL_JOB and min(workers, len(missing)) > 1:
-            _hash_in_processes(job, folder, missing, min(workers, len(missing)), progress)
+        if total >= SMALL_JOB and workers > 1:
+            _hash_in_processes(job, folder, missing, workers, progress)
         progress.update(0)
         for task in missing:
             if not _paths(folder, task)[0].is_file():

@@ -86,11 +86,13 @@ def run_job(
     refuse_foreign(store)
     with store.lock(shared=shared):
         if not begin(job, tokenizers, restart=engine.restart, shared=shared):
-            restored = restore(job, tokenizers, workers)
+            restored = 0 if shared else restore(job, tokenizers, workers)
             clean(store)
             return read_manifest(store) or {}, "restored" if restored else "already finished"
         tasks = job.tasks()
         if engine.name == "slurm":
+            if job.filters.deduplicate != "no":
+                mark_duplicates(job, 0)  # else each element would
             write_script(engine.script, engine.argv, len(tasks), workers)
             return assemble(job, {})[0], "to be submitted"
         mine = tasks[engine.rank :: engine.world] if shared else [] if engine.finish else tasks

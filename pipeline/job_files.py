@@ -28,10 +28,14 @@ BEGUN = "job/job.json"
 RESTART = "job/restart.json"
 OF_TASKS = ("task-", "content-", "dropped")
 """Files of the folder `job` begin so."""
+QUARANTINE = "quarantine"
+"""The folder of damaged shards that were taken out of the stream, see repair.py."""
 MARKERS = (BEGUN, RESTART, MANIFEST)
 """One of these is there from before the first shard on; the last ones are written last."""
 _NAME = r"[A-Za-z0-9_][\w.-]*"
-_OURS = re.compile(rf"(job/|tokenizers/{_NAME}/)?{_NAME}|\.{_NAME}{re.escape(TEMPORARY)}", re.ASCII)
+_OURS = re.compile(
+    rf"({QUARANTINE}/|job/|tokenizers/{_NAME}/)?{_NAME}|\.{_NAME}{re.escape(TEMPORARY)}", re.ASCII
+)
 _UNFINISHED = re.compile(r"\.shard-(\d+)\..*" + re.escape(TEMPORARY))
 
 
@@ -218,6 +222,7 @@ def _files_of_job(store: Store, found: Mapping[str, bytes]) -> list[str]:
     for name in sorted(tokenizers):
         listed += [f"tokenizers/{name}/{file}" for file in store.files(f"tokenizers/{name}")]
     listed += [f"job/{name}" for name in store.files("job") if name.startswith(OF_TASKS)]
+    listed += [f"{QUARANTINE}/{name}" for name in store.files(QUARANTINE)]
     return [name for name in listed if _OURS.fullmatch(name)]
 
 

@@ -17,7 +17,7 @@ import xxhash
 from plait.pipeline.duplicates import mark_duplicates
 from plait.pipeline.index import encode_index, rebuild_index
 from plait.pipeline.job import Job, run_task
-from plait.pipeline.job_files import total_of, write_manifest
+from plait.pipeline.job_files import QUARANTINE, total_of, write_manifest
 from plait.pipeline.shard_check import Problem, check_shard, frame
 from plait.pipeline.shard_reader import ShardReader
 from plait.pipeline.shard_writer import ShardInfo, commit, open_temporary, write_file
@@ -25,8 +25,6 @@ from plait.pipeline.store import Folder
 from plait.pipeline.stream import Stream, shard_info
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ResumeError, ShardError
-
-QUARANTINE = "quarantine"
 
 
 def repair(folder: Path, problems: Iterable[Problem]) -> list[str]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from plait.pipeline import duplicates
 from plait.pipeline.duplicates import find_repeats
+from plait.pipeline.engines import Engine
 from plait.pipeline.filters import Filters
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -113,6 +114,14 @@ def test_a_hashing_process_that_dies_leaves_its_work_to_the_job(
     options = {"samples_per_shard": 40, "filters": DOCUMENTS, "workers": 2}
     shard(sources, tmp_path / "out", [bytes_tokenizer], **options)
     assert keys(tmp_path / "out") == expected_documents(sources)
+
+
+def test_duplicates_are_found_before_a_slurm_script_is_written(tmp_path, bytes_tokenizer):
+    engine = Engine(name="slurm", script=tmp_path / "s.sbatch")
+    options = {"samples_per_shard": 20, "filters": DOCUMENTS, "engine": engine}
+    shard(repeating_sources(tmp_path), tmp_path / "out", [bytes_tokenizer], **options)
+    assert (tmp_path / "s.sbatch").is_file()
+    assert list((tmp_path / "out" / "job").glob("dropped-*.json"))
 
 
 def pictures(folder, shades):

@@ -215,6 +215,16 @@ def test_a_shard_that_was_deleted_is_made_again(job):
     assert tree(out) == before and (out / f"{SHARD}.tar").stat().st_ino == kept
 
 
+def test_what_is_in_quarantine_goes_with_a_job_begun_anew(job):
+    out, argv = job
+    before = tree(out)
+    flip_token(out)
+    repair.repair(out, verify(Stream(out)))
+    assert (out / "quarantine").is_dir()
+    assert shard_main([*argv, "--restart"]) == 0
+    assert tree(out) == before
+
+
 def test_ids_beyond_the_vocabulary_cannot_be_repaired(job):
     out, _ = job
     manifest = json.loads((out / "stream.json").read_bytes())

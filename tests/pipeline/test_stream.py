@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from plait.pipeline.index import decode_index, encode_index, rebuild_index
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
-from plait.pipeline.tar import npy_bytes, pack, scan
+from plait.pipeline.tar import npy_bytes, npy_view, pack, scan
 from plait.pipeline.verify import main, verify
 from plait.tokenizers import byte_patch
 from plait.tokenizers.errors import ShardError
@@ -185,6 +186,17 @@ def test_verify_counts_and_ids(copy, tmp_path, capsys):
     assert main([str(doubled.path)]) == 1
     out = capsys.readouterr().out
     assert "problems: " in out and "; 1 shards" in out
+
+
+@pytest.mark.parametrize("dtype", ["u1", "<u2", "<u4", "<i4", "<i8", "<f2", "<f4"])
+@pytest.mark.parametrize("shape", [(0,), (5,), (3, 4), (0, 5), (2, 0)])
+def test_arrays_come_back_also_from_numpy(dtype, shape):
+    array = np.arange(np.prod(shape)).astype(dtype).reshape(shape)
+    file = io.BytesIO()
+    np.save(file, array)
+    for data in (npy_bytes(array), file.getvalue()):
+        found = npy_view(memoryview(data), "x")
+        assert found.dtype == array.dtype and np.array_equal(found, array)
 
 
 def damaged_block(tmp_path, member, data):
