@@ -90,6 +90,8 @@ def find_job_sources(
     paths: Sequence[str | Path], kind: str | None, fields: Fields, store: Store
 ) -> tuple[list[Source], list[Path]]:
     """The sources at all paths, and the files there that none takes; ConfigError on wrong use."""
+    if not paths:
+        raise ConfigError("no SOURCE; name one or more files or folders of samples")
     found = [find_sources(path, kind, fields) for path in paths]
     sources = [source for f in found for source in f.sources]
     seen = set()

@@ -279,3 +279,9 @@ def test_loose_media_beside_the_stream(sample_data, sample_tokenizers, tmp_path,
     assert (summary.documents, summary.rejected) == (2, {})
     with pytest.raises(ConfigError, match="lies inside the source"):
         shard(["photos"], "photos/stream", [sample_tokenizers / "image"], workers=1)
+
+
+def test_a_job_without_sources_is_wrong_use(tmp_path, bytes_tokenizer):
+    with pytest.raises(ConfigError, match="no SOURCE"):
+        shard([], tmp_path / "out", [bytes_tokenizer])
+    assert not (tmp_path / "out").exists()
