@@ -80,13 +80,7 @@ class ArrowRows(ABC):
 
     def describe(self) -> dict[str, Json]:
         """Path, kind, count, hash and mapping."""
-        return {
-            "path": str(self.path),
-            "kind": self.kind,
-            "samples": len(self),
-            "listing": self.listing(),
-            "fields": {role: [*names] for role, names in self.fields.described().items()},
-        }
+        return self.fields.describe(self, self.listing())
 
     def _sample_of(self, key: str, row: dict[str, object]) -> Sample:
         found, used = gather_row(row, self.columns, self._place)

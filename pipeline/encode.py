@@ -210,7 +210,7 @@ def _load(part: Part, entry: _Waiting) -> object | None:
 
 def _filled(part: Part) -> bool:
     value = part.value
-    return not isinstance(value, str) or not (value.isspace() or not value)
+    return not isinstance(value, str) or (value != "" and not value.isspace())
 
 
 def _size(raw: object) -> int:

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from plait.pipeline.source import Json, Source
 from plait.tokenizers.errors import ConfigError
 
 ROLES = {
@@ -42,9 +43,19 @@ class Fields:
         """Whether the user named columns for one of these roles."""
         return any(role in roles for role, _ in self.columns)
 
-    def described(self) -> dict[str, list[str]]:
+    def describe(self, source: Source, listing: str) -> dict[str, Json]:
+        """What `Source.describe` gives for rows whose columns are mapped."""
+        return {
+            "path": str(source.path),
+            "kind": source.kind,
+            "samples": len(source),
+            "listing": listing,
+            "fields": self.described(),
+        }
+
+    def described(self) -> dict[str, Json]:
         """Roles and their columns, as JSON."""
-        return {role: list(self.names(role)) for role in sorted({r for r, _ in self.columns})}
+        return {role: [*self.names(role)] for role in sorted({r for r, _ in self.columns})}
 
 
 NO_FIELDS = Fields()

@@ -55,13 +55,7 @@ class JsonRows(ABC):
 
     def describe(self) -> dict[str, Json]:
         """The hash is of the file."""
-        return {
-            "path": str(self.path),
-            "kind": self.kind,
-            "samples": len(self),
-            "listing": self.lines.hash,
-            "fields": {role: [*names] for role, names in self.fields.described().items()},
-        }
+        return self.fields.describe(self, self.lines.hash)
 
 
 def parse_row(line: bytes) -> dict[str, Json] | str:

@@ -97,9 +97,11 @@ class StreamPlan:
 
     def _next(self, number: int, epoch: int) -> list[int]:
         """Shards of the window that follows this one."""
-        order = permutation(len(self._groups), *self._salt, 3, epoch).tolist()
-        order += permutation(len(self._groups), *self._salt, 3, epoch + 1)[:1].tolist()
-        return self._groups[order[order.index(number) + 1]].tolist()
+        order = self._order(epoch)[0]
+        at = order.index(number) + 1
+        if at == len(order):
+            order, at = permutation(len(order), *self._salt, 3, epoch + 1).tolist(), 0
+        return self._groups[order[at]].tolist()
 
     def _order(self, epoch: int) -> tuple[list[int], list[int]]:
         """The windows of an epoch in their order, and the row at which each begins."""

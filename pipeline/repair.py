@@ -20,7 +20,7 @@ from plait.pipeline.job import Job, run_task
 from plait.pipeline.job_files import QUARANTINE, total_of, write_manifest
 from plait.pipeline.shard_check import Problem, check_shard, frame
 from plait.pipeline.shard_reader import ShardReader
-from plait.pipeline.shard_writer import ShardInfo, commit, open_temporary, write_file
+from plait.pipeline.shard_writer import ShardInfo, commit, discard, open_temporary, write_file
 from plait.pipeline.store import Folder
 from plait.pipeline.stream import Stream, shard_info
 from plait.tokenizers.base import Tokenizer
@@ -109,8 +109,7 @@ def _mend_tar(folder: Path, info: ShardInfo, tar: memoryview) -> str:
             digest.update(piece)
         at = start + len(between)
     if digest.hexdigest() != info.checksum:
-        file.close()
-        Path(file.name).unlink()
+        discard(file)
         return ""
     commit(file, folder / f"{info.name}.tar")
     return "tar headers and padding rebuilt from its index"

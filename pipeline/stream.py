@@ -158,7 +158,7 @@ class Stream:
     def blocks(self) -> Iterator[Block]:
         """Whole blocks, in order."""
         for shard in range(len(self.shards)):
-            self.prefetch([shard], range(shard + 1, min(shard + 4, len(self.shards))))
+            self.prefetch_in_order(shard)
             reader = self.reader(shard)
             yield from (reader.block(b) for b in range(len(reader.index.blocks)))
 
@@ -194,6 +194,10 @@ class Stream:
         """
         if self._remote is not None:
             self._remote.prefetch([self.shards[s] for s in shards], [self.shards[s] for s in then])
+
+    def prefetch_in_order(self, shard: int) -> None:
+        """`prefetch` for who reads this shard now and then those after it."""
+        self.prefetch([shard], range(shard + 1, min(shard + 4, len(self.shards))))
 
     def prefetch_indexes(self) -> None:
         """Begin to fetch all indexes, if they lie at a URL."""

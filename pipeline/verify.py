@@ -43,7 +43,7 @@ def verify(stream: Stream, workers: int = 0) -> Iterator[Problem]:
 
 
 def _check(stream: Stream, number: int) -> tuple[list[Problem], np.ndarray]:
-    stream.prefetch([number], range(number + 1, min(number + 4, len(stream.shards))))
+    stream.prefetch_in_order(number)
     return check_shard(stream, number)
 
 

@@ -90,13 +90,7 @@ class Tar:
 
     def describe(self) -> dict[str, Json]:
         """The hash is of names, sizes and places."""
-        return {
-            "path": str(self.path),
-            "kind": self.kind,
-            "samples": len(self),
-            "listing": self._index[2],
-            "fields": {role: [*names] for role, names in self.fields.described().items()},
-        }
+        return self.fields.describe(self, self._index[2])
 
     @cached_property
     def _index(self) -> tuple[int, list[int], str]:
