@@ -2,8 +2,8 @@
 
     python benchmarks/loader.py --out loader.json
 
-The bound is gathering the same number of shuffled rows from one `np.memmap` into int64 tokens, and
-nothing else. Every contender first delivers an epoch whose tokens are counted: they must be the
+The bound is gathering shuffled documents from one `np.memmap` into int64 tokens, and nothing else.
+Every contender first delivers an epoch whose tokens are counted: they must be the
 corpus's, each as often. Then all run in turn, and the medians of their ratios to the bound are
 printed. Peers deliver tokens alone, without masks. Text has 200,000 documents, log-normal, mean
 500 tokens; see corpus.py. Exit code 1 if a contender delivers other tokens.
@@ -18,7 +18,7 @@ import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 import loader_peers
@@ -34,6 +34,8 @@ from plait.pipeline.stream import Stream
 
 Epoch = Callable[[], Iterator[np.ndarray]]
 """Batches of one epoch, int64 [B, T] in the vocabulary of plait; ids below `specials` are none."""
+
+BOUND = "bound: numpy's memmap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,35 +101,58 @@ def speeds(stream: Stream, options: Options) -> dict[str, Result]:
     contenders = plait_contenders(stream, options)
     contenders |= loader_peers.contenders(stream, options.batch_size, options.seq_len)
     wanted = token_counts(stream)
-    results = {"bound": Result(same_tokens=None)}
+    gathers = gathers_of_numpy(stream, options)
+    results = {name: Result(same_tokens=None) for name in gathers}
     for name, epoch in contenders.items():
         results[name] = Result(same_tokens=same_tokens(epoch, wanted))
-    bound = bound_epoch(stream, options)
+    own = {name: e for name, e in contenders.items() if name.startswith("plait")} | gathers
     for _ in range(options.repeats):
-        reference = speed(bound)
-        results["bound"].speeds.append(reference)
-        for name, epoch in contenders.items():
-            limit = None if name.startswith("plait") else options.peer_batches
+        for name, epoch in {**gathers, **contenders}.items():
+            limit = None if name in own else options.peer_batches
             results[name].speeds.append(speed(lambda e=epoch, n=limit: islice(e(), n)))
-            results[name].ratios.append(results[name].speeds[-1] / reference)
+            bound = results[BOUND].speeds[-1]
+            results[name].ratios.append(results[name].speeds[-1] / bound)
     print(f"{'':<34}{'M tokens/CPU s':>16}{'of the bound':>14}{'same tokens':>13}")
     for name, result in results.items():
-        ratio = f"{statistics.median(result.ratios):.4f}" if result.ratios else "1"
+        ratio = f"{statistics.median(result.ratios):.4f}"
         million = statistics.median(result.speeds) / 1e6
         print(f"{name:<34}{million:>16.1f}{ratio:>14}{result.same_tokens!s:>13}", flush=True)
     return results
 
 
-def bound_epoch(stream: Stream, options: Options) -> Epoch:
-    """Rows of one flat file in a random order; numpy's own gather is the fastest way."""
+def gathers_of_numpy(stream: Stream, options: Options) -> dict[str, Epoch]:
+    """Gathers of the text's ids from one flat file into int64, the bound first.
+
+    The bound takes shuffled documents from an `np.memmap`, a slice each, cut where a batch is full.
+    Most of its time goes into the memmap's own slices: the same gather from a plain array over the
+    same memory, and one of whole rows of the file, say what else there is to win.
+    """
     path = stream.path / "flat.bin"
     if not path.is_file():
         np.concatenate([block.ids.astype(np.uint16) for block in stream.blocks()]).tofile(path)
     flat = np.memmap(path, np.uint16, mode="r")
-    rows = flat[: len(flat) // options.seq_len * options.seq_len].reshape(-1, options.seq_len)
-    order = np.random.default_rng(0).permutation(len(rows))
-    starts = range(0, len(order) - options.batch_size + 1, options.batch_size)
-    return lambda: (rows[order[i : i + options.batch_size]].astype(np.int64) for i in starts)
+    rng = np.random.default_rng(0)
+    size = options.batch_size * options.seq_len
+    lengths = np.concatenate([block.spans[:, 3] for block in stream.blocks()])
+    order = rng.permutation(len(lengths))
+    ends = np.cumsum(lengths[order])
+    shift = (np.cumsum(lengths) - lengths)[order] - (ends - lengths[order])
+    cuts = np.unique(np.concatenate([[0], ends, np.arange(0, ends[-1], size)]))
+    begins = cuts[:-1] + shift[np.searchsorted(ends, cuts[:-1], "right")]
+    parts = list(map(slice, begins.tolist(), (begins + np.diff(cuts)).tolist()))
+    first = np.searchsorted(cuts, np.arange(0, ends[-1] + size, size)).tolist()
+
+    def documents(ids: np.ndarray) -> Iterator[np.ndarray]:
+        for a, b in pairwise(first):
+            yield np.concatenate([ids[part] for part in parts[a:b]]).astype(np.int64)
+
+    rows = flat[: len(flat) // size * size].reshape(-1, options.seq_len)
+    shuffled = rng.permutation(len(rows)).reshape(-1, options.batch_size)
+    return {
+        BOUND: lambda: documents(flat),
+        "the same from a plain array": lambda: documents(np.asarray(flat)),
+        "whole rows of the file": lambda: (rows[chosen].astype(np.int64) for chosen in shuffled),
+    }
 
 
 def plait_contenders(stream: Stream, options: Options) -> dict[str, Epoch]:
@@ -152,7 +177,7 @@ def plait_contenders(stream: Stream, options: Options) -> dict[str, Epoch]:
                 yield batch.tokens_BT.numpy() if whole else batch.tokens_BT[:rest].numpy()
 
         found[f"plait {packing}"] = batches
-        found[f"plait {packing}, thread ahead"] = lambda f=batches: f(prefetch=2)
+        found[f"plait {packing}, thread ahead"] = lambda f=batches: f(prefetch=8)
         found[f"plait {packing}, tokens only"] = tokens
     return found
 

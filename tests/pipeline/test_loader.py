@@ -1,5 +1,6 @@
 import json
 import pickle
+import time
 from itertools import islice
 
 import pytest
@@ -39,7 +40,7 @@ def test_ranks_make_the_same_global_batches(stream, packing, world_size):
         assert all(map(torch.equal, tensors(batch), together))
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 8])
 def test_resumes_at_any_step(stream, prefetch):
     rows = Rows(stream, seq_len=48)
     whole = list(islice(Loader(rows, batch_size=4), 40))
@@ -112,7 +113,7 @@ def test_other_rows_are_refused_though_weights_may_change(stream):
         loader.load_state_dict(state, new_weights=True)
 
 
-@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("prefetch", [0, 1, 3, 8])
 def test_batches_end_where_rows_stop(stream, prefetch):
     rows = Rows(stream, seq_len=48, exhausted="stop")
     loader = Loader(rows, batch_size=4, prefetch=prefetch)
@@ -159,6 +160,21 @@ def test_a_prepared_batch_comes_in_its_place(stream):
     loader = Loader(rows, batch_size=4, prepare=lambda batch: (batch.step, batch.fill))
     assert [step for step, _ in islice(loader, 3)] == [0, 1, 2]
     assert loader.wait_s > 0
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5, 8])
+def test_no_more_batches_lie_ready_than_asked_for(stream, prefetch):
+    made = []
+    loader = Loader(
+        Rows(stream, seq_len=48),
+        batch_size=4,
+        prefetch=prefetch,
+        prepare=lambda batch: made.append(batch.step),
+    )
+    for taken, _ in enumerate(islice(loader, 30), start=1):
+        if taken % 7 == 0:
+            time.sleep(0.02)
+            assert taken < len(made) <= taken + prefetch
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(stream):
