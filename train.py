@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,12 +39,12 @@ from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
 
 MAY_CHANGE = (
-    *("steps", "data", "weights", "out", "log.", "checkpoint."),
+    *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
     *("validation.batches", "dry_run"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
-may have moved (what it holds is compared by the loader's fingerprint), and new `weights` hold from
-the step at which the run resumes."""
+may have moved (what it holds is compared by the loader's fingerprint), and another mixture holds
+from the step at which the run resumes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -84,17 +84,20 @@ class Run:
         c = self.config
         self._open_folder()
         print(self.describe())
+        steps = self.steps
+        if steps < c.steps:
+            print(f"ends at step {steps} of {c.steps}, where a stream is exhausted")
         if self.step:
-            print(f"resumed at step {self.step} of {c.steps}")
-        clock = Clock(self.loader, self.step, c.steps)
+            print(f"resumed at step {self.step} of {steps}")
+        clock = Clock(self.loader, self.step, steps)
         validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
             _board(self.folder if c.log.tensorboard else None) as board,
         ):
-            while self.step < c.steps:
+            while self.step < steps:
                 lr = self._train_step(batches)
-                last = self.step == c.steps
+                last = self.step == steps
                 validate = validating and (last or self.step % c.validation.every == 0)
                 if last or validate or self.step % c.log.every == 0:
                     speed = clock.line(self.meters.window_tokens)
@@ -106,10 +109,17 @@ class Run:
                     self._save()
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
 
+    @property
+    def steps(self) -> int:
+        """Steps of the run: those asked for, or fewer where it ends with a stream."""
+        whole = self.loader.steps
+        asked = self.config.steps
+        return asked if whole is None else min(asked, whole // self.config.rows.accumulate)
+
     def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
         """One optimizer step; returns the learning rate that it used."""
         c = self.config
-        share = optimizer.lr_share(self.step, c.steps, c.optimizer)
+        share = optimizer.lr_share(self.step, self.steps, c.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
@@ -160,11 +170,20 @@ class Run:
             packing=c.rows.packing,
             cut=c.rows.cut,
             seed=c.seed,
-            weights=None if apart else c.weights or None,
+            **self._mixture() if split == "train" else {},
             split=split if share else "all",
             validation=share,
             vocabulary=self.vocabulary,
         )
+
+    def _mixture(self) -> dict[str, Any]:
+        m, rows = self.config.mixture, self.config.rows
+        return {
+            "weights": m.stretches(rows.batch_size * rows.accumulate),
+            "temperature": m.temperature,
+            "modality_shares": m.shares or None,
+            "exhausted": m.exhausted,
+        }
 
     def describe(self) -> str:
         """Parameters and FLOPs by modality, memory, and the data."""
@@ -185,9 +204,7 @@ class Run:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         left_s = clock.left_s(self.step)
-        print(
-            progress_line(line, self.vocabulary.modalities, self.config.steps, left_s), flush=True
-        )
+        print(progress_line(line, self.vocabulary.modalities, self.steps, left_s), flush=True)
         if board is not None:
             for name, value in line.items():
                 if name != "step" and value is not None:
@@ -206,7 +223,7 @@ class Run:
         _write(path, toml.to_toml(self.config))
         newest = checkpoint.newest_checkpoint(self.folder)
         if newest is None:
-            counts = unigram_counts(self.streams, self.vocabulary, self.config.weights)
+            counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
             self.model.set_prior(torch.from_numpy(counts))
             self._describe_folder()
             _drop_lines_after(self.folder / "metrics.jsonl", 0)

@@ -35,6 +35,7 @@ from plait.pipeline.stream import Stream
 Epoch = Callable[[], Iterator[np.ndarray]]
 """Batches of one epoch, int64 [B, T] in the vocabulary of plait; ids below `specials` are none."""
 
+PACKINGS: tuple[Packing, ...] = ("concat", "best_fit")
 BOUND = "bound: numpy's memmap"
 
 
@@ -46,7 +47,7 @@ class Options:
     """Where the corpora are made, and found again."""
     documents: int = 200_000
     many: int = 1_000_000
-    """Documents of the text corpus whose start is measured; 0 leaves it out."""
+    """Documents of two more corpora, text and mixed, whose start is measured; 0 leaves it out."""
     mixed: int = 60_000
     batch_size: int = 8
     seq_len: int = 2048
@@ -89,7 +90,12 @@ def main(options: Options) -> int:
     if options.many:
         many = text_corpus(options.folder / f"text-{options.many}", options.many, 8_000)
         near[many.path.name] = neighbours(many, options.seq_len)
-        report["start"] = {p: start(many.path, options, p) for p in ("best_fit", "concat")}
+        manifold = mixed_corpus(options.folder / f"mixed-{options.many}", options.many, 8_000)
+        report["start"] = {
+            f"{corpus.path.name}, {packing}": start(corpus.path, options, packing)
+            for corpus in (many, manifold)
+            for packing in PACKINGS
+        }
     print(json.dumps({k: v for k, v in report.items() if k != "speed"}, indent=1))
     if options.out is not None:
         options.out.write_text(json.dumps(report, indent=1))
@@ -159,8 +165,7 @@ def plait_contenders(stream: Stream, options: Options) -> dict[str, Epoch]:
     """Both packings: batches with all masks, in a thread ahead and without, and tokens alone."""
     found: dict[str, Epoch] = {}
     size = options.batch_size
-    packings: tuple[Packing, ...] = ("concat", "best_fit")
-    for packing in packings:
+    for packing in PACKINGS:
         rows = Rows(stream, seq_len=options.seq_len, packing=packing)
         steps = range(-(-len(rows) // size))
 
@@ -223,8 +228,7 @@ def padding(stream: Stream, seq_len: int, cut: tuple[str, ...]) -> dict[str, flo
 def neighbours(stream: Stream, seq_len: int) -> dict[str, float]:
     """The chance that a document and the next one come from within 1,000 of each other."""
     found = {"ideal": 2000 / stream.documents}
-    packings: tuple[Packing, ...] = ("concat", "best_fit")
-    for packing in packings:
+    for packing in PACKINGS:
         rows = Rows(stream, seq_len=seq_len, packing=packing)
         drawn = np.array([d for i in range(len(rows)) for _, d in rows.documents_of(i)])
         steps = np.abs(np.diff(drawn))

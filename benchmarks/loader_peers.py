@@ -9,8 +9,9 @@ import importlib.util
 import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -28,10 +29,17 @@ def contenders(stream: Stream, batch_size: int, seq_len: int) -> dict[str, Epoch
     assert Vocabulary(stream.tokenizers).start("text") == SPECIALS
     found: dict[str, Epoch] = {}
     for module, (name, documents) in PEERS.items():
-        if importlib.util.find_spec(module) is not None:
+        if _installed(module):
             make = documents(stream)
             found[name] = lambda make=make: pack(make(), batch_size, seq_len)
     return found
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def pack(documents: Iterable[np.ndarray], batch_size: int, seq_len: int) -> Iterator[np.ndarray]:
@@ -89,6 +97,47 @@ def _write_tars(stream: Stream, folder: Path) -> None:
                 data.seek(0)
                 tar.addfile(info, data)
     temporary.replace(folder)
+
+
+def energon(stream: Stream) -> Callable[[], Iterable[np.ndarray]]:
+    """Megatron-Energon over the tars of stock webdataset, no worker process, a buffer of 1,000."""
+    from megatron import energon as library
+
+    folder = stream.path / "energon"
+    if not folder.is_dir():
+        temporary = folder.with_suffix(".tmp")
+        _write_tars(stream, temporary)
+        shards = sorted(path.name for path in temporary.glob("*.tar"))
+        parts: list[tuple[str, float]] = [("train", 1.0)]
+        library.CrudeWebdataset.prepare_dataset(
+            temporary, shards, split_parts_ratio=parts, workers=1
+        )
+        kind = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
+        (temporary / ".nv-meta" / "dataset.yaml").write_text(kind)
+        temporary.replace(folder)
+
+    @library.stateless
+    def ids(sample: dict) -> bytes:
+        return sample["npy"]
+
+    class Documents(library.DefaultTaskEncoder):
+        cookers: ClassVar = [library.Cooker(ids)]
+        decoder = None
+
+    def epoch() -> Iterator[np.ndarray]:
+        alone = library.WorkerConfig(rank=0, world_size=1, num_workers=0)
+        dataset = library.get_train_dataset(
+            folder,
+            worker_config=alone,
+            batch_size=None,
+            shuffle_buffer_size=1000,
+            max_samples_per_sequence=None,
+            task_encoder=Documents(),
+            repeat=False,
+        )
+        return (np.load(io.BytesIO(npy)) for npy in library.get_loader(dataset))
+
+    return epoch
 
 
 def litdata(stream: Stream) -> Callable[[], Iterable[np.ndarray]]:
@@ -163,11 +212,27 @@ class _FlatDocuments:
         return np.asarray(self._flat[self._ends[i] : self._ends[i + 1]])
 
 
+def datatrove(stream: Stream) -> Callable[[], Iterable[np.ndarray]]:
+    """Datatrove's file of tokens, read in windows of a fixed length; it keeps no documents."""
+    from datatrove.utils.dataset import DatatroveFileDataset
+
+    path, window = stream.path / "datatrove.ds", 512
+    ids = np.concatenate(list(documents_of(stream)))
+    if not path.is_file():
+        ids.tofile(path)
+    dataset = DatatroveFileDataset(str(path), seq_len=window - 1)
+    order = np.random.default_rng(0).permutation(len(dataset)).tolist()
+    rest = ids[len(dataset) * window :]
+    return lambda: chain((dataset[i]["input_ids"].numpy() for i in order), [rest])
+
+
 PEERS: dict[str, tuple[str, Callable[[Stream], Callable[[], Iterable[np.ndarray]]]]] = {
     "webdataset": ("stock WebDataset", webdataset),
     "litdata": ("LitData", litdata),
     "streaming": ("MosaicML Streaming", mosaicml),
     "grain": ("Grain", grain),
-    "megatron": ("Megatron-core bin/idx", megatron),
+    "datatrove": ("Datatrove, 512 tokens", datatrove),
+    "megatron.energon": ("Megatron-Energon", energon),
+    "megatron.core": ("Megatron-core bin/idx", megatron),
 }
 """By module: name, and what makes the documents of an epoch."""

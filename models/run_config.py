@@ -7,7 +7,7 @@ is what holds them together.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -33,6 +33,50 @@ class RowsConfig:
     """best_fit keeps documents and images whole; concat cuts at row ends and wastes nothing."""
     cut: tuple[str, ...] = ("text",)
     """Modalities whose documents best_fit may cut to fill a row; images never are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Weights from some step on."""
+
+    step: int
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """How often each stream of `data` comes; choose one of weights, schedule, temperature, shares.
+
+    A resumed run may be given another choice, which holds from there on.
+    """
+
+    weights: tuple[float, ...] = ()
+    """Shares of the rows, one a stream; by their size when empty."""
+    temperature: float = 1.0
+    """Shares by size to the power 1 / temperature: above 1, small streams come more often."""
+    shares: dict[str, float] = field(default_factory=dict)
+    """Wanted share of all tokens by modality, as `text 0.5 image 0.5`; names all that there are."""
+    schedule: Annotated[tuple[Stretch, ...], tyro.conf.Suppress] = ()
+    """Weights by step, in the TOML file alone: `schedule = [{step = 0, weights = [3, 1]}, ...]`."""
+    exhausted: Literal["repeat", "stop", "error"] = "repeat"
+    """What happens before a stream's first row comes again."""
+
+    def __post_init__(self) -> None:
+        given = {
+            "weights": bool(self.weights),
+            "temperature": self.temperature != 1,
+            "shares": bool(self.shares),
+            "schedule": bool(self.schedule),
+        }
+        names = [name for name, there in given.items() if there]
+        if len(names) > 1:
+            raise ConfigError(f"mixture: only one can be given of {', '.join(names)}")
+
+    def stretches(self, rows_per_step: int) -> list[tuple[int, tuple[float, ...]]] | None:
+        """(first row, weights) of the schedule or the weights; None if neither is given."""
+        if self.weights:
+            return [(0, self.weights)]
+        return [(s.step * rows_per_step, s.weights) for s in self.schedule] or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +119,6 @@ class RunConfig:
 
     data: tuple[str, ...] = ()
     """One stream or more (folders that `plait shard` wrote, or their URLs)."""
-    weights: tuple[float, ...] = ()
-    """Shares of the rows that come from each stream; by their size when empty. A resumed run may be
-    given others: they hold from there on."""
     out: str = ""
     """The run's folder; if it holds a run already, that one is resumed."""
     preset: str = ""
@@ -92,6 +133,7 @@ class RunConfig:
     """Print sizes and FLOPs by modality, and stop."""
     model: ModelConfig = field(default_factory=ModelConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

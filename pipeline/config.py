@@ -66,6 +66,12 @@ def _convert(hint: object, value: object, where: str) -> object:
     if origin is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(_convert(args[0], item, where) for item in items)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: should be a table, not {value!r}")
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Annotated:
+        return _convert(args[0], value, where)
     if origin is typing.Literal:
         if value not in args:
             raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")

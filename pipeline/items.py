@@ -1,7 +1,8 @@
 """What best fit packs: documents, and the pieces of those that are longer than a row."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -41,7 +42,7 @@ def cut_items(window: Window, chosen: np.ndarray, seq_len: int, cut: Collection[
     plain = _plain(window)
     texts = plain[long]
     pieces = [_cut_text(long[texts], window.sizes[long[texts]], seq_len)]
-    pieces += [_cut(window, d, seq_len) for d in long[~texts].tolist()]
+    pieces += [np.array(_cut(window, long[~texts].tolist(), seq_len), np.int64).reshape(-1, 4)]
     columns = np.concatenate(pieces)
     none = np.zeros(len(whole), np.int64)
     documents = np.concatenate([whole, columns[:, 0]])
@@ -78,22 +79,29 @@ def _cut_text(documents: np.ndarray, sizes: np.ndarray, seq_len: int) -> np.ndar
     return np.stack([documents[owner], starts, stops, np.zeros_like(starts)], axis=1)
 
 
-def _cut(window: Window, document: int, seq_len: int) -> np.ndarray:
-    a, b = window.span_starts[document : document + 2].tolist()
-    shapes = [
-        SpanShape(length, width, info.modality != "text", info.splittable)
-        for length, width, info in zip(
-            window.lengths[a:b].tolist(),
-            window.widths[a:b].tolist(),
-            (window.tokenizers[k] for k in window.kinds[a:b].tolist()),
-            strict=True,
-        )
-    ]
-    try:
-        cuts = cut_document(shapes, seq_len)
-    except ConfigError as error:
-        raise ConfigError(f"document {int(window.documents[document])}: {error}") from None
-    return np.array([(document, c.start, c.stop, c.again) for c in cuts], np.int64)
+def _cut(window: Window, documents: Sequence[int], seq_len: int) -> list[tuple[int, ...]]:
+    """`cut_document` for documents of any spans: (document, start, stop, again) of each piece."""
+    kinds = [(info.modality != "text", info.splittable) for info in window.tokenizers]
+    found: list[tuple[int, ...]] = []
+    for document, columns in zip(documents, _spans_of(window, documents), strict=True):
+        shapes = [SpanShape(n, width, *kinds[kind]) for n, width, kind in columns]
+        try:
+            cuts = cut_document(shapes, seq_len)
+        except ConfigError as error:
+            raise ConfigError(f"document {int(window.documents[document])}: {error}") from None
+        found += [(document, *cut) for cut in cuts]
+    return found
+
+
+def _spans_of(window: Window, documents: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
+    """(length, width, kind) of each span of each document."""
+    numbers = np.array(documents, np.int64)
+    firsts, lasts = window.span_starts[numbers], window.span_starts[numbers + 1]
+    counts = lasts - firsts
+    spans = np.arange(counts.sum()) + np.repeat(lasts - np.cumsum(counts), counts)
+    columns = [c[spans].tolist() for c in (window.lengths, window.widths, window.kinds)]
+    rows = zip(*columns, strict=True)
+    return (list(islice(rows, count)) for count in counts.tolist())
 
 
 def _forms(

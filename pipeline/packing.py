@@ -5,7 +5,7 @@ with the same room left, so a window of 100,000 documents costs little more than
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,7 @@ def _rows_by_room(room: np.ndarray | None) -> dict[int, list[int]]:
     return {v: g.tolist() for v, g in zip(values.tolist(), groups, strict=True) if v}
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """A piece of a document: start .. stop of its tokens with markers, from 0 for <bos>."""
 
     start: int
@@ -82,8 +81,7 @@ class Cut:
     """Whether the piece begins inside a marked span, whose begin marker is repeated before it."""
 
 
-@dataclass(frozen=True)
-class SpanShape:
+class SpanShape(NamedTuple):
     """What cutting needs to know of a span."""
 
     length: int

@@ -173,6 +173,11 @@ class Rows:
         taken = [row] if self._schedule is None else self._schedule.taken(row)
         return [n / plan.rows for n, plan in zip(taken, self._plans, strict=True)]
 
+    @property
+    def weights(self) -> Sequence[float]:
+        """Shares of the first rows, one a stream; empty if they follow the streams' sizes."""
+        return (() if self._schedule is None else self._schedule.stretches[0][1]) or ()
+
     def continue_from(self, fingerprint: str, row: int) -> None:
         """Keep the weights that a fingerprint names for the rows before `row`.
 

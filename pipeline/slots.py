@@ -9,7 +9,8 @@ emptied, and rows that hold nothing but what may be cut are not filled, so pure 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from itertools import groupby
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def make_slots(
             fills=fills,
         )
     parts = _Parts(sizes.tolist(), rows.tolist(), fills.tolist(), seq_len)
-    parts.pour([table[f] if f >= 0 else None for f in forms.tolist()])
+    parts.pour([table[f] if f >= 0 else None for f in forms.tolist()], loose)
     used, rows = np.unique(parts.rows, return_inverse=True)
     items, begins = np.array(parts.items), np.array(parts.begins)
     return Slots(
@@ -124,20 +125,21 @@ class _Parts:
         self._open: list[tuple[int, int]] = []
         self._space = 0
 
-    def pour(self, forms: list[Form | None]) -> None:
-        """Empty rows of what may be cut into the open room of the others, the emptiest first."""
+    def pour(self, forms: list[Form | None], loose: np.ndarray) -> None:
+        """Empty the `loose` rows, of what may be cut, into the room of others, emptiest first."""
         self._forms = forms
-        loose: dict[int, list[int]] = {}
-        whole = {row for row, form in zip(self.rows, forms, strict=True) if form is None}
-        for row in whole:
-            self._reopen(row)
-        for part, row in enumerate(self.rows):
-            if row not in whole:
-                loose.setdefault(row, []).append(part)
-        for row in sorted(loose, key=lambda row: (self.fills[row], row)):
+        fills, rows = np.array(self.fills), np.array(self.rows)
+        rooms = self._seq_len - fills
+        taking = np.flatnonzero(~loose & (rooms >= self._least))
+        self._open = list(zip((-rooms[taking]).tolist(), taking.tolist(), strict=True))
+        heapify(self._open)
+        self._space = int(rooms[taking].sum())
+        parts = np.flatnonzero(loose[rows])
+        parts = parts[np.lexsort((rows[parts], fills[rows[parts]]))].tolist()
+        for row, group in groupby(parts, key=self.rows.__getitem__):
             if self._space < self.fills[row]:
                 return
-            if not all(self._pour_part(part, row) for part in loose[row]):
+            if not all(self._pour_part(part, row) for part in list(group)):
                 return
 
     def _reopen(self, row: int) -> None:

@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
 from plait.models.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
+from plait.pipeline.config import to_toml
 from plait.tokenizers.errors import ConfigError, ResumeError
 from plait.train import Run
 
@@ -100,11 +102,59 @@ def test_a_run_that_was_not_checkpointed_starts_anew(sample_stream, tmp_path):
 
 def test_a_resumed_run_may_be_given_other_weights(sample_stream, tmp_path):
     out, twice = tmp_path / "run", ("--data", str(sample_stream), str(sample_stream))
-    Run(config("dense", sample_stream, out, *twice, "--weights", "3", "1", "--steps", "4")).train()
-    Run(config("dense", sample_stream, out, *twice, "--weights", "1", "3")).train()
+    Run(
+        config("dense", sample_stream, out, *twice, "--mixture.weights", "3", "1", "--steps", "4")
+    ).train()
+    Run(config("dense", sample_stream, out, *twice, "--mixture.weights", "1", "3")).train()
     state = json.loads((newest_checkpoint(out) / "state.json").read_text())
     fingerprint = json.loads(state["loader"]["fingerprint"])
     assert fingerprint["weights"] == [[0, [3.0, 1.0]], [8, [1.0, 3.0]]]
+
+
+def test_a_schedule_and_shares_in_the_run_file(sample_stream, tmp_path):
+    path = tmp_path / "run.toml"
+    table = {
+        "data": [str(sample_stream)] * 2,
+        "mixture": {
+            "schedule": [
+                {"step": 0, "weights": [1, 0]},
+                {"step": 3, "weights": [1, 2]},
+            ]
+        },
+    }
+    path.write_text(tomli_w.dumps(table))
+    rows = Run(read_config([str(path), "--out", str(tmp_path / "out")])).loader.rows
+    assert rows.epochs(3 * 8)[1] == 0 < rows.epochs(4 * 8)[1]
+    again = tmp_path / "again.toml"
+    again.write_text(to_toml(read_config([str(path), "--out", "x"])))
+    assert read_config([str(again)]).mixture == read_config([str(path)]).mixture
+    again.write_text("")
+    wanted = [
+        "--data",
+        str(sample_stream),
+        "--out",
+        "x",
+        "--mixture.shares",
+        "text",
+        "0.5",
+        "image",
+        "0.2",
+        "speech",
+        "0.2",
+        "bytes",
+        "0.1",
+    ]
+    with pytest.raises(ConfigError, match="cannot be mixed from these streams"):
+        Run(read_config([str(again), *wanted]))
+
+
+def test_a_run_ends_where_a_stream_is_exhausted(sample_stream, tmp_path, capsys):
+    stop = ("--mixture.exhausted", "stop", "--rows.seq-len", "2048", "--rows.batch-size", "4")
+    run = Run(config("dense", sample_stream, tmp_path / "run", *stop, "--steps", "1000"))
+    rows = len(run.loader.rows)
+    run.train()
+    assert run.step == rows // 4 < 1000
+    assert f"ends at step {rows // 4} of 1000" in capsys.readouterr().out
 
 
 def test_another_configuration_is_refused(sample_stream, tmp_path):
