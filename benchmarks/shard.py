@@ -33,6 +33,7 @@ import tyro
 from shard_writers import WRITERS, Corpus, Writer
 
 from plait.pipeline.encode import WAITING_PARTS
+from plait.pipeline.fields import NO_FIELDS
 from plait.pipeline.shard import shard
 from plait.pipeline.sources.jsonl import TextRows
 from plait.pipeline.tables import make_console, print_table
@@ -185,7 +186,7 @@ def overhead(options: Overhead) -> int:
 def copy_rows(options: Overhead, folder: Path) -> list[str]:
     """Plain copies of the rows in `folder`, and their texts in the order of the job."""
     files = sorted(p for p in options.data.rglob("*.jsonl*"))
-    sources = [TextRows(path, options.data) for path in files]
+    sources = [TextRows(path, options.data, NO_FIELDS) for path in files]
     texts: list[str] = []
     size = number = 0
     while size < options.megabytes * 1_000_000:

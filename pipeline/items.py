@@ -42,7 +42,7 @@ def cut_items(window: Window, chosen: np.ndarray, seq_len: int, cut: Collection[
     plain = _plain(window)
     texts = plain[long]
     pieces = [_cut_text(long[texts], window.sizes[long[texts]], seq_len)]
-    pieces += [np.array(_cut(window, long[~texts].tolist(), seq_len), np.int64).reshape(-1, 4)]
+    pieces += [_cut(window, long[~texts].tolist(), seq_len)]
     columns = np.concatenate(pieces)
     none = np.zeros(len(whole), np.int64)
     documents = np.concatenate([whole, columns[:, 0]])
@@ -79,18 +79,19 @@ def _cut_text(documents: np.ndarray, sizes: np.ndarray, seq_len: int) -> np.ndar
     return np.stack([documents[owner], starts, stops, np.zeros_like(starts)], axis=1)
 
 
-def _cut(window: Window, documents: Sequence[int], seq_len: int) -> list[tuple[int, ...]]:
-    """`cut_document` for documents of any spans: (document, start, stop, again) of each piece."""
+def _cut(window: Window, documents: Sequence[int], seq_len: int) -> np.ndarray:
+    """`cut_document` for documents of any spans: document, start, stop, again [pieces, 4]."""
     kinds = [(info.modality != "text", info.splittable) for info in window.tokenizers]
-    found: list[tuple[int, ...]] = []
+    found: list[int] = []
     for document, columns in zip(documents, _spans_of(window, documents), strict=True):
         shapes = [SpanShape(n, width, *kinds[kind]) for n, width, kind in columns]
         try:
             cuts = cut_document(shapes, seq_len)
         except ConfigError as error:
             raise ConfigError(f"document {int(window.documents[document])}: {error}") from None
-        found += [(document, *cut) for cut in cuts]
-    return found
+        for cut in cuts:
+            found += (document, *cut)
+    return np.array(found, np.int64).reshape(-1, 4)
 
 
 def _spans_of(window: Window, documents: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:

@@ -81,7 +81,7 @@ def shard(
             bytes_share=bytes_share,
             samples_per_shard=samples_per_shard,
         )
-        _check_split(out, engine)
+        _check_split(out)
         return _together(str(out), [one(out=_part(out, f.split), filters=f) for f in parts])
     started = time.monotonic()
     _check_options(caption_first, bytes_share, samples_per_shard, workers)
@@ -124,11 +124,9 @@ def _check_options(caption_first: float, bytes_share: float, per_shard: int, wor
         raise ConfigError("--samples-per-shard and --workers are 0 (automatic) or more")
 
 
-def _check_split(out: str | Path, engine: Engine) -> None:
+def _check_split(out: str | Path) -> None:
     if open_store(out).read(MARKERS):
         raise ConfigError(f"{out}: holds a stream that is not split; choose another --out")
-    if engine.name == "slurm":
-        raise ConfigError("--validation makes two streams, a Slurm script one; use --rank, --world")
 
 
 def _part(out: str | Path, split: str) -> str | Path:

@@ -156,21 +156,19 @@ class _Parts:
             self._space -= room
             size, form = self.sizes[part], self._forms[part]
             assert form is not None
-            if size <= room:
-                self._move(part, source, row, size)
+            cut = None if size <= room else form.cut(size, room, self._least)
+            if size > room and cut is None:
+                continue
+            taken = size if cut is None else cut[0]
+            self.rows[part] = row
+            self.sizes[part] = taken
+            self.fills[source] -= taken
+            self.fills[row] += taken
+            if cut is None:
                 self._reopen(row)
                 return True
-            cut = form.cut(size, room, self._least)
-            if cut is not None:
-                self._move(part, source, row, cut[0])
-                part = self._rest(part, source, cut)
+            part = self._rest(part, source, cut)
         return False
-
-    def _move(self, part: int, source: int, row: int, size: int) -> None:
-        self.rows[part] = row
-        self.sizes[part] = size
-        self.fills[source] -= size
-        self.fills[row] += size
 
     def _rest(self, part: int, source: int, cut: tuple[int, int, Form]) -> int:
         """The rest of a part that was cut, as a new part of its old row."""

@@ -141,6 +141,20 @@ def test_array_elements_in_any_order_make_the_stream(slurm_script, job, reposito
     assert done.returncode == 0 and "already complete" in done.stdout
 
 
+def test_array_elements_make_both_streams_of_a_split(job, bytes_tokenizer, tmp_path, repository):
+    words = [*map(str, job[0]), "--tokenizer", str(bytes_tokenizer), "--samples-per-shard", "20"]
+    words += ["--validation", "0.2"]
+    assert main([*words, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
+    script = tmp_path / "split.sbatch"
+    words += ["--engine", "slurm", "--workers", "2", "--script", str(script)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    for element in (1, 0):
+        done = bash(script, repository=repository, SLURM_ARRAY_TASK_ID=str(element))
+        assert done.returncode == 0, done.stderr
+    for part in ("train", "validation"):
+        assert tree(tmp_path / "out" / part) == tree(tmp_path / "whole" / part)
+
+
 def test_the_script_submits_itself_and_a_last_step(slurm_script, repository):
     sbatch = slurm_script.with_name("sbatch")
     sbatch.write_text(FAKE_SBATCH)
