@@ -102,8 +102,8 @@ def keys_of_sources(options: Options) -> tuple[Counter[str], int]:
 def keys_of_stream(stream: Stream) -> tuple[Counter[str], int]:
     """Every key of a document or a rejection, and how many the manifest says there are."""
     found = Counter(key for block in stream.blocks() for key in block.keys)
-    if stream.rejected_file.is_file():
-        lines = stream.rejected_file.read_text(encoding="utf-8").splitlines()
+    if (file := stream.rejected_file()).is_file():
+        lines = file.read_text(encoding="utf-8").splitlines()
         found.update(json.loads(line)["key"] for line in lines)
     return found, stream.manifest["samples"]
 
