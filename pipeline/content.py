@@ -7,7 +7,7 @@ import wave
 import numpy as np
 from PIL import Image
 
-from plait.tokenizers.base import Encoded, Tokenizer, Waveform
+from plait.tokenizers.base import Encoded, Raw, Tokenizer, Waveform
 
 MOST_PIECES = 600
 """Most tokens of a span that are spelled out."""
@@ -23,9 +23,13 @@ def decode(tokenizer: Tokenizer, encoded: Encoded) -> Content:
         return {"kind": "tokens", "pieces": text_pieces(tokenizer, encoded.ids)}
     if tokenizer.modality == "bytes":
         return {"kind": "tokens", "pieces": byte_pieces(tokenizer, encoded)}
-    raw = tokenizer.decode(encoded)
+    return show(tokenizer.decode(encoded))
+
+
+def show(raw: Raw) -> Content:
+    """What the page shows for a picture or a sound, and words for the rest."""
     if isinstance(raw, Image.Image):
-        return {"kind": "image", "src": _data_url("image/png", _png(raw))}
+        return {"kind": "image", "src": _data_url("image/png", _png(raw.convert("RGB")))}
     if isinstance(raw, Waveform):
         samples = _at_16_khz(raw)
         peaks = [round(float(np.abs(part).max(initial=0)), 3) for part in _parts(samples, 200)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import tyro
 
 from plait.pipeline.fields import parse_fields
+from plait.pipeline.fit_page import write_fit_page
 from plait.pipeline.fit_samples import FitSamples, find_samples
 from plait.pipeline.progress import Progress
 from plait.tokenizers.base import Tokenizer
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
 """The file in tokenizers/ that fits each kind of tokenizer."""
+PAGE = "report.html"
 OLD_FILES = (
-    *("config.json", "report.json", "rejected.jsonl"),
+    *("config.json", "report.json", "rejected.jsonl", PAGE),
     *("weights.safetensors", "sentencepiece.model"),
 )
 """What --overwrite takes away before it writes."""
@@ -124,8 +126,9 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         seed=job.seed,
     )
     notes: list[str] = []
+    curves: dict[str, list[tuple[float, float]]] = {}
     began = time.monotonic()
-    tokenizer = _fit(module, samples, options, job.seed, notes)
+    tokenizer = _fit(module, samples, options, job.seed, notes, curves)
     fitted = time.monotonic()
     metrics = module.evaluate(tokenizer, samples.load(samples.held_out))
     report: dict[str, object] = {
@@ -143,8 +146,10 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         "options": {**asdict(options), "seed": job.seed, "held_out": job.held_out},
         "sources": list(job.sources),
         "notes": notes,
+        "curves": {name: thinned(points) for name, points in curves.items()},
     }
     _save(tokenizer, report, samples, job.out)
+    write_fit_page(job.out / PAGE, tokenizer, report, samples.load(samples.held_out))
     return report
 
 
@@ -154,12 +159,16 @@ def _fit(
     options: "DataclassInstance",
     seed: int,
     notes: list[str],
+    curves: dict[str, list[tuple[float, float]]],
 ) -> Tokenizer:
     with Progress(f"fitting {samples.kind}", total=100, unit="%") as bar:
 
-        def progress(message: str, share: float) -> None:
+        def progress(message: str, share: float, **figures: float) -> None:
             if message.startswith(NOTE):
                 notes.append(message.removeprefix(NOTE))
+            for name, value in figures.items():
+                curves.setdefault(name.replace("_", " "), []).append((share, value))
+                message += f", {name.replace('_', ' ')} {value:.4g}"
             bar.update(100 * share, message)
 
         loaded = _first_or_error(samples)
@@ -167,6 +176,14 @@ def _fit(
     for note in notes:
         print(f"{NOTE}{note}", file=sys.stderr)
     return tokenizer
+
+
+def thinned(points: list[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
+    """Means of neighbours, so that a curve has at most so many points."""
+    size = -(-len(points) // most)
+    groups = (points[i : i + size] for i in range(0, len(points), size or 1))
+    means = ([sum(column) / len(group) for column in zip(*group, strict=True)] for group in groups)
+    return [(round(x, 4), float(f"{y:.5g}")) for x, y in means]
 
 
 def _first_or_error(samples: FitSamples) -> Iterable:
@@ -219,6 +236,7 @@ def _print_report(report: dict[str, object], out: Path) -> None:
         )
         table.add_row(name, shown)
     console.print(table)
+    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
     if samples["rejected"]:
         text = f"{samples['rejected']:,} samples were set aside: {out / 'rejected.jsonl'}"
         console.print(text, highlight=False, soft_wrap=True)

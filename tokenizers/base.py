@@ -24,7 +24,7 @@ from plait.tokenizers.errors import ConfigError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-KNOWN = ("config.json", "report.json")
+KNOWN = ("config.json", "report.json", "report.html", "rejected.jsonl")
 """Files of every tokenizer's folder; the others are the class's own."""
 MODALITIES = ("text", "image", "speech", "bytes")
 """The modalities that plait knows by itself, in the order in which a vocabulary lays them out."""
@@ -38,11 +38,15 @@ class Waveform:
     sample_rate_hz: int
 
 
-Progress = Callable[[str, float], None]
-"""How a long fit tells where it is: a message, and the share done so far, 0..1."""
+Progress = Callable[..., None]
+"""How a long fit tells where it is: `progress(message, share)`, the share done so far, 0..1.
+
+Figures by name, as in `progress("training", 0.3, loss=0.02)`, are shown, and drawn as curves in the
+report's page.
+"""
 
 
-def ignore(message: str, fraction: float) -> None:
+def ignore(message: str, share: float, **figures: float) -> None:
     """Show no progress."""
 
 

@@ -254,7 +254,9 @@ def fit(
             options.size,
             options.steps,
             generator,
-            progress=lambda message, done: progress(message, (1 + 7 * done) / 8),
+            progress=lambda message, done, **figures: progress(
+                message, (1 + 7 * done) / 8, **figures
+            ),
         )
     return ConvFSQ(model, options.size)
 

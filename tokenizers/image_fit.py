@@ -71,7 +71,7 @@ def train(
         optimizer.step()
         _average(mean, model, min(AVERAGE, (step + 1) / (step + 20)))
         if step % 10 == 0:
-            progress(f"training: squared error {loss.item():.4f}", step / steps)
+            progress("training", step / steps, squared_error=loss.item())
     progress("training", 1.0)
     return mean.eval()
 

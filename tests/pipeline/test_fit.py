@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,24 @@ def test_fit_saves_a_tokenizer_and_a_report(kind, data, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "tokens" in shown
     assert "rejected.jsonl" in shown
+
+
+def test_the_page_shows_curves_and_samples_before_and_after(data, tmp_path):
+    options = ["--size", "16", "--levels", "4", "4", "--dim", "8", "--n-blocks", "0"]
+    options += ["--steps", "30", "--held-out", "0.4"]
+    assert main(["image", str(data / "images"), "--out", str(tmp_path / "image"), *options]) == 0
+    curve = read_json(tmp_path / "image" / "report.json")["curves"]["squared error"]
+    assert len(curve) == 3 and curve[-1][1] < curve[0][1]
+    page = (tmp_path / "image" / "report.html").read_text()
+    assert page.count("before: a picture") == page.count("after: a picture") > 1
+    assert "squared error over share of the fit" in page
+    assert all(link.startswith("data:") for link in re.findall(r'(?:src|href)="([^"]*)', page))
+    assert main(["speech", str(data / "speech"), "--out", str(tmp_path / "speech"), *SPEECH]) == 0
+    page = (tmp_path / "speech" / "report.html").read_text()
+    assert page.count("<audio") == 2 * page.count("<figcaption") > 0
+    tokenizer = load_tokenizer(tmp_path / "image")
+    (tmp_path / "image" / "report.html").unlink()
+    assert load_tokenizer(tmp_path / "image").fingerprint == tokenizer.fingerprint
 
 
 def test_bad_samples_are_counted_with_their_reasons(data, tmp_path):
@@ -177,7 +196,7 @@ def test_overwriting_with_another_kind_leaves_no_old_file(data, tmp_path):
     out = tmp_path / "t"
     main(["text", str(data / "text"), "--out", str(out), "--vocab-size", "300"])
     main(["bytes", str(data / "images"), "--out", str(out), "--overwrite"])
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "report.json"]
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "report.html", "report.json"]
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "speech", "bytes"])

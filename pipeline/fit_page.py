@@ -1,0 +1,134 @@
+"""The page of a fitted tokenizer: what was measured, how codes are used, samples before and after.
+
+Written by `plait fit` as `report.html` beside `report.json`, in the template of `plait inspect`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.pipeline import page
+from plait.pipeline.charts import Line, colour, line_chart
+from plait.pipeline.content import Content, decode, show
+from plait.pipeline.markup import Markup, join, tag
+from plait.tokenizers.base import Encoded, Raw, Tokenizer, Waveform
+from plait.tokenizers.errors import SampleError
+
+SAMPLES, SHOWN = 64, 6
+"""Held-out samples whose codes are counted, and how many of them are shown."""
+SOUND_S = 3.0
+"""Seconds of a sound that can be heard."""
+MOST_CHARACTERS = 1_200_000
+"""Of pictures and sounds in the page."""
+
+
+def write_fit_page(
+    path: Path, tokenizer: Tokenizer, report: Mapping[str, object], held_out: Iterable[Raw]
+) -> None:
+    """Write the page of a tokenizer, its report and some samples that it was not fitted on."""
+    pairs = list(_encoded(tokenizer, islice(held_out, SAMPLES)))
+    metrics = {n.replace("_", " "): v for n, v in _table(report, "metrics").items()}
+    numbers = {n: _number(v) for n, v in metrics.items() if isinstance(v, (int, float))}
+    body = [page.facts(numbers)]
+    if curves := _table(report, "curves"):
+        body += [page.section("While it was fitted", ""), _curves(curves, tokenizer.modality)]
+    if pairs:
+        body += [
+            page.section("Before and after", "Held-out samples, and what their ids decode to.")
+        ]
+        body += [tag("div", *_examples(tokenizer, pairs), class_="pairs")]
+        counts = _counts(tokenizer, [encoded for _, encoded in pairs])
+        words = f"{np.count_nonzero(counts):,} of {len(counts):,} codes occur in {len(pairs)} "
+        words += "held-out samples; how often, the most used first."
+        body += [page.section("Code use", words), _code_use(counts, tokenizer.modality)]
+    body += [page.section("Options", "The same options, seed and samples give the same weights.")]
+    rows = [[name, json.dumps(value)] for name, value in _table(report, "options").items()]
+    rows += [["fingerprint", tokenizer.fingerprint]]
+    body += [page.table(["Option", "Value"], rows, class_="words")]
+    notes = report.get("notes")
+    alerts = [str(note) for note in notes] if isinstance(notes, list) else []
+    title = f"Tokenizer {path.parent.resolve().name}"
+    path.write_text(page.render(title, body, alerts=alerts), encoding="utf-8")
+
+
+def _encoded(tokenizer: Tokenizer, raws: Iterable[Raw]) -> Iterable[tuple[Raw, Encoded]]:
+    for raw in raws:
+        try:
+            yield raw, tokenizer.encode_batch([raw])[0]
+        except SampleError:
+            continue
+
+
+def _examples(tokenizer: Tokenizer, pairs: Sequence[tuple[Raw, Encoded]]) -> Iterable[Markup]:
+    left = MOST_CHARACTERS
+    for raw, encoded in pairs[:SHOWN]:
+        if tokenizer.modality in ("text", "bytes"):
+            contents = [decode(tokenizer, encoded)]
+        else:
+            contents = [show(_short(raw)), show(_short(tokenizer.decode(encoded)))]
+        left -= sum(len(str(content.get("src", ""))) for content in contents)
+        if left < 0:
+            return
+        names = ("before", "after") if len(contents) == 2 else ("",)
+        parts = [_shown(name, content) for name, content in zip(names, contents, strict=True)]
+        words = tag("figcaption", f"{len(encoded.ids):,} tokens", class_="quiet")
+        style = f"--c:{colour(tokenizer.modality)}"
+        yield tag("figure", tag("div", *parts, class_="parts"), words, style=style)
+
+
+def _short(raw: Raw) -> Raw:
+    """The beginning of a sound; anything else as it is."""
+    if not isinstance(raw, Waveform):
+        return raw
+    samples = raw.samples[: int(SOUND_S * raw.sample_rate_hz)]
+    return Waveform(samples=samples, sample_rate_hz=raw.sample_rate_hz)
+
+
+def _shown(name: str, content: Content) -> Markup:
+    kind, src = content["kind"], str(content.get("src", ""))
+    if kind == "image":
+        what = tag("img", src=src, alt=f"{name}: a picture")
+    elif kind == "audio":
+        what = tag("audio", src=src, controls=True, aria_label=f"{name}: a sound")
+    elif kind == "tokens":
+        what = tag("div", *(tag("span", str(p)) for p in content["pieces"]), class_="tokens")
+    else:
+        what = tag("p", str(content.get("text", "")))
+    heading = tag("h3", name) if name else join()
+    return tag("div", heading, what, class_=f"part of-{kind}")
+
+
+def _counts(tokenizer: Tokenizer, encoded: Sequence[Encoded]) -> np.ndarray:
+    ids = np.concatenate([e.ids for e in encoded])
+    return np.sort(np.bincount(ids, minlength=tokenizer.vocab_size))[::-1]
+
+
+def _code_use(counts: np.ndarray, modality: str) -> Markup:
+    at = np.unique(np.linspace(0, len(counts) - 1, 200).astype(int))
+    line = Line(name="", x=100 * (at + 1) / len(counts), y=counts[at], colour=colour(modality))
+    label = "share of the vocabulary, %"
+    chart = line_chart([line], x_label=label, y_label="times used", log_y=True)
+    return tag("figure", chart, class_="wide")
+
+
+def _curves(curves: Mapping[str, Sequence[Sequence[float]]], modality: str) -> Markup:
+    figures = []
+    for name, points in curves.items():
+        x, y = np.array(points, float).T
+        line = Line(name="", x=100 * x, y=y, colour=colour(modality))
+        chart = line_chart([line], x_label="share of the fit, %", y_label=name)
+        figures.append(tag("figure", tag("h3", name), chart, class_="wide"))
+    return tag("div", *figures, class_="large")
+
+
+def _table(report: Mapping[str, object], key: str) -> Mapping[str, Any]:
+    found = report.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _number(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
