@@ -62,6 +62,9 @@ class Block:
     """Uint8, over the tokens of spans of the tokenizers named in `timed`, back to back."""
     patched: tuple[str, ...] = ()
     timed: tuple[str, ...] = ()
+    latents: np.ndarray | None = None
+    """Float16 [m, D], over the tokens of spans of the tokenizers named in `continuous`."""
+    continuous: tuple[str, ...] = ()
 
     def subset(self, names: Sequence[str]) -> np.ndarray:
         """Int64 [s + 1]: where each span's values begin in an array over these tokenizers only."""
@@ -77,6 +80,8 @@ def encode_block(block: Block) -> dict[str, bytes]:
         members["patches.npy"] = npy_bytes(np.packbits(block.patch_starts))
     if block.durations is not None:
         members["durations.npy"] = npy_bytes(block.durations)
+    if block.latents is not None:
+        members["latents.npy"] = npy_bytes(block.latents)
     metadata = None
     if any(block.metadata):
         metadata = [m if isinstance(m, dict) else dict(m) for m in block.metadata]
@@ -86,6 +91,7 @@ def encode_block(block: Block) -> dict[str, bytes]:
         "modalities": block.modalities,
         "patches": block.patched,
         "durations": block.timed,
+        **({"latents": block.continuous} if block.continuous else {}),
         "columns": columns,
         "constants": constants,
         "keys": compact(block.keys),
@@ -121,6 +127,7 @@ def decode_block(members: Mapping[str, memoryview], where: str) -> Block:
         modalities=meta.modalities,
         patched=meta.patched,
         timed=meta.timed,
+        continuous=meta.continuous,
     )
     return _with_optional(block, members, where)
 
@@ -134,6 +141,7 @@ class BlockMeta:
     modalities: tuple[str, ...]
     patched: tuple[str, ...]
     timed: tuple[str, ...]
+    continuous: tuple[str, ...]
     keys: tuple[str, ...]
     metadata: tuple[Mapping[str, Json], ...]
 
@@ -159,6 +167,7 @@ def _meta_of(fields: Mapping[str, Any], where: str, documents: int) -> BlockMeta
             k: tuple(str(n) for n in fields[k])
             for k in ("tokenizers", "modalities", "patches", "durations")
         }
+        continuous = tuple(str(n) for n in fields.get("latents", ()))
         keys = expand(fields["keys"], documents)
         metadata = tuple(fields["metadata"] or ({},) * documents)
         source = str(fields["source"])
@@ -174,6 +183,7 @@ def _meta_of(fields: Mapping[str, Any], where: str, documents: int) -> BlockMeta
         modalities=names["modalities"],
         patched=names["patches"],
         timed=names["durations"],
+        continuous=continuous,
         keys=keys,
         metadata=metadata,
     )
@@ -188,7 +198,7 @@ def json_bytes(value: object) -> bytes:
 
 
 def _with_optional(block: Block, members: Mapping[str, memoryview], where: str) -> Block:
-    patch_starts, durations = None, None
+    patch_starts = durations = latents = None
     if block.patched:
         n = int(block.subset(block.patched)[-1])
         packed = _required(members, "patches.npy", where)
@@ -199,10 +209,20 @@ def _with_optional(block: Block, members: Mapping[str, memoryview], where: str) 
         durations = _required(members, "durations.npy", where)
         if durations.dtype != np.uint8 or len(durations) != block.subset(block.timed)[-1]:
             raise ShardError(f"{where}.durations.npy: should be uint8, one a token")
-    return Block(**{**vars(block), "patch_starts": patch_starts, "durations": durations})
+    if block.continuous:
+        latents = _required(members, "latents.npy", where, ndim=2)
+        if latents.dtype != np.float16 or len(latents) != block.subset(block.continuous)[-1]:
+            raise ShardError(f"{where}.latents.npy: should be float16, a row a token")
+    optional = {"patch_starts": patch_starts, "durations": durations, "latents": latents}
+    return Block(**{**vars(block), **optional})
 
 
-def _required(members: Mapping[str, memoryview], suffix: str, where: str) -> np.ndarray:
+def _required(
+    members: Mapping[str, memoryview], suffix: str, where: str, ndim: int = 1
+) -> np.ndarray:
     if suffix not in members:
         raise ShardError(f"{where}: member {suffix} is missing")
-    return npy_view(members[suffix], f"{where}.{suffix}")
+    array = npy_view(members[suffix], f"{where}.{suffix}")
+    if array.ndim != ndim:
+        raise ShardError(f"{where}.{suffix}: {array.ndim} axes, should be {ndim}")
+    return array

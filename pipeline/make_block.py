@@ -51,6 +51,7 @@ def make_block(
     spans[:, WIDTH] = [e.width for e in encoded]
     patched, patch_starts = _optional(pairs, [e.patch_starts for e in encoded], tokenizers)
     timed, durations = _optional(pairs, [e.durations for e in encoded], tokenizers)
+    continuous, latents = _optional(pairs, [e.latents for e in encoded], tokenizers)
     return Block(
         ids=narrow(np.concatenate([e.ids for e in encoded])),
         spans=spans,
@@ -63,6 +64,8 @@ def make_block(
         durations=None if durations is None else durations.astype(np.uint8),
         patched=patched,
         timed=timed,
+        latents=None if latents is None else _half(latents),
+        continuous=continuous,
     )
 
 
@@ -110,4 +113,17 @@ def _optional(
     arrays = [array for array, e in rows if array is not None and len(array) == len(e.ids)]
     if len(arrays) != len(rows):
         raise ConfigError("a tokenizer gave values that are missing or not one a token")
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise ConfigError("tokenizers of one stream gave latents of different widths")
     return tuple(tokenizers[t] for t in sorted(having)), np.concatenate(arrays)
+
+
+def _half(latents: np.ndarray) -> np.ndarray:
+    """Float16; ConfigError for what it cannot hold."""
+    halves = latents.astype(np.float16)
+    if halves.ndim != 2 or not np.isfinite(halves).all():
+        raise ConfigError(
+            f"a tokenizer gave latents {latents.shape} with values that float16 cannot hold; "
+            "they should be [n, D] of some unit's size"
+        )
+    return halves

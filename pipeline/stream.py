@@ -45,6 +45,8 @@ class Span:
     width: int
     patch_starts: np.ndarray | None = None
     durations: np.ndarray | None = None
+    latents: np.ndarray | None = None
+    """Float16 [n, D]; a view of the shard."""
 
     @property
     def encoded(self) -> Encoded:
@@ -54,6 +56,7 @@ class Span:
             width=self.width,
             patch_starts=self.patch_starts,
             durations=self.durations,
+            latents=self.latents,
         )
 
 
@@ -239,7 +242,7 @@ class Stream:
         place, length = int(index.places[span]), int(index.lengths[span])
         ids = reader.ids16 if index.blocks[number].itemsize == 2 else reader.ids32
         info = self.tokenizers[int(index.kinds[span])]
-        patch_starts = durations = None
+        patch_starts = durations = latents = None
         if info.name in meta.patched:
             start, bits = reader.optional_place(number, span, meta.patched, "patches.npy")
             packed = bits[start // 8 : (start + length + 7) // 8]
@@ -247,6 +250,9 @@ class Stream:
         if info.name in meta.timed:
             start, values = reader.optional_place(number, span, meta.timed, "durations.npy")
             durations = values[start : start + length]
+        if info.name in meta.continuous:
+            start, rows = reader.optional_place(number, span, meta.continuous, "latents.npy")
+            latents = rows[start : start + length]
         return Span(
             name=info.name,
             modality=info.modality,
@@ -254,6 +260,7 @@ class Stream:
             width=int(index.widths[span]),
             patch_starts=patch_starts,
             durations=durations,
+            latents=latents,
         )
 
 

@@ -66,6 +66,8 @@ class Encoded:
     """Bool [n]: True where a patch of bytes begins."""
     durations: np.ndarray | None = None
     """Uint8 [n]: frames that a de-duplicated speech unit lasts."""
+    latents: np.ndarray | None = None
+    """Floats [n, D], stored as float16: continuous values beside, or in place of, codes."""
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -29,7 +29,8 @@ def encoded(kind: str, length: int, rng: np.random.Generator) -> Encoded:
     ids = rng.integers(0, info.vocab_size, length)
     starts = rng.random(length) < 0.3 if kind == "bytes" else None
     durations = rng.integers(1, 9, length).astype(np.uint8) if kind == "speech" else None
-    return Encoded(ids=ids, width=width, patch_starts=starts, durations=durations)
+    latents = np.stack([ids, ids + 0.5, -ids], 1) / 64 if kind == "image" else None
+    return Encoded(ids=ids, width=width, patch_starts=starts, durations=durations, latents=latents)
 
 
 def document(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from plait.pipeline import shard_writer
 from plait.pipeline.block import EncodedDocument
 from plait.pipeline.index import decode_index, encode_index, rebuild_index
+from plait.pipeline.make_block import make_block
 from plait.pipeline.shard_writer import ShardWriter
 from plait.pipeline.spans import check_spans, pack_spans, unpack_spans
 from plait.tokenizers.base import Encoded
@@ -204,3 +205,20 @@ def test_a_damaged_constant_is_found(tmp_path, old, new):
     changed = data.replace(old, new)
     with pytest.raises(ShardError):
         decode_index(changed, "x")
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.full((3, 2), 1e6), "float16 cannot hold"),
+        (np.full((3, 2), np.nan), "float16 cannot hold"),
+        (np.zeros(3), "float16 cannot hold"),
+        (np.zeros((2, 2)), "not one a token"),
+    ],
+)
+def test_latents_that_cannot_be_stored(latents, message):
+    document = EncodedDocument(
+        key="a", metadata={}, spans=[(0, Encoded(ids=np.arange(3), latents=latents))]
+    )
+    with pytest.raises(ConfigError, match=message):
+        make_block([document], source="s", tokenizers=["image"], modalities=["image"])

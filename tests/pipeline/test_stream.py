@@ -33,7 +33,7 @@ def copy(made, tmp_path):
 
 def same(span, encoded):
     assert (span.ids == encoded.ids).all() and span.width == encoded.width
-    for name in ("patch_starts", "durations"):
+    for name in ("patch_starts", "durations", "latents"):
         a, b = getattr(span, name), getattr(encoded, name)
         assert (a is None) == (b is None) and (a is None or (a == b).all())
 
