@@ -120,7 +120,8 @@ def _optional(
 
 def _half(latents: np.ndarray) -> np.ndarray:
     """Float16; ConfigError for what it cannot hold."""
-    halves = latents.astype(np.float16)
+    with np.errstate(over="ignore"):
+        halves = latents.astype(np.float16)
     if halves.ndim != 2 or not np.isfinite(halves).all():
         raise ConfigError(
             f"a tokenizer gave latents {latents.shape} with values that float16 cannot hold; "
