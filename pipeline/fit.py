@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 import tyro
+import xxhash
 
 from plait.pipeline.fields import parse_fields
 from plait.pipeline.fit_page import write_fit_page
@@ -22,9 +24,13 @@ from plait.tokenizers.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from plait.tokenizers.fit_state import FitState
+
 MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
 """The file in tokenizers/ that fits each kind of tokenizer."""
 PAGE = "report.html"
+STATE = "unfinished.safetensors"
+"""What a fit that was killed goes on from; gone when it is done."""
 OLD_FILES = (
     *("config.json", "report.json", "rejected.jsonl", PAGE),
     *("weights.safetensors", "sentencepiece.model"),
@@ -128,7 +134,8 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
     notes: list[str] = []
     curves: dict[str, list[tuple[float, float]]] = {}
     began = time.monotonic()
-    tokenizer = _fit(module, samples, options, job.seed, notes, curves)
+    state = _state(module, samples, options, job)
+    tokenizer = _fit(module, samples, options, job.seed, notes, curves, state)
     fitted = time.monotonic()
     metrics = module.evaluate(tokenizer, samples.load(samples.held_out))
     report: dict[str, object] = {
@@ -149,6 +156,8 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         "curves": {name: thinned(points) for name, points in curves.items()},
     }
     _save(tokenizer, report, samples, job.out)
+    if state is not None:
+        state.clear()
     write_fit_page(job.out / PAGE, tokenizer, report, samples.load(samples.held_out))
     return report
 
@@ -160,6 +169,7 @@ def _fit(
     seed: int,
     notes: list[str],
     curves: dict[str, list[tuple[float, float]]],
+    state: "FitState | None",
 ) -> Tokenizer:
     with Progress(f"fitting {samples.kind}", total=100, unit="%") as bar:
 
@@ -172,10 +182,29 @@ def _fit(
             bar.update(100 * share, message)
 
         loaded = _first_or_error(samples)
-        tokenizer = module.fit(loaded, options, seed=seed, progress=progress)
+        more = {} if state is None else {"state": state}
+        tokenizer = module.fit(loaded, options, seed=seed, progress=progress, **more)
     for note in notes:
         print(f"{NOTE}{note}", file=sys.stderr)
     return tokenizer
+
+
+def _state(
+    module: FitModule, samples: FitSamples, options: "DataclassInstance", job: FitJob
+) -> "FitState | None":
+    """Where a fit that takes `state` keeps it, for these samples and options alone."""
+    if "state" not in signature(module.fit).parameters:
+        return None
+    from plait.tokenizers.fit_state import FitState
+
+    facts = {
+        "sources": [source.describe() for source in samples.sources],
+        "samples": [sorted(chosen) for chosen in samples.fit],
+        "options": asdict(options),
+        "seed": job.seed,
+    }
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return FitState(job.out / STATE, xxhash.xxh3_128_hexdigest(text.encode()))
 
 
 def thinned(points: list[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:

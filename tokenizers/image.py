@@ -28,6 +28,7 @@ from plait.tokenizers.checks import (
     weights_to_bytes,
 )
 from plait.tokenizers.errors import ConfigError, SampleError
+from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.image_fit import sample_patches, threads, train
 from plait.tokenizers.image_metrics import psnr, ssim
 from plait.tokenizers.image_network import Autoencoder
@@ -219,6 +220,7 @@ def fit(
     *,
     seed: int = 0,
     progress: Progress = ignore,
+    state: FitState = KEPT_NOWHERE,
 ) -> "ConvFSQ | PatchKMeans":
     """Fit on pictures; SampleError if there are none."""
     thumbnails = choose(
@@ -257,6 +259,7 @@ def fit(
             progress=lambda message, done, **figures: progress(
                 message, (1 + 7 * done) / 8, **figures
             ),
+            state=state,
         )
     return ConvFSQ(model, options.size)
 

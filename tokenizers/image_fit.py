@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from plait.tokenizers.base import Progress, ignore
+from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_network import Autoencoder
 from plait.tokenizers.pictures import random_crops, scale, whole_crops
 
@@ -50,6 +51,7 @@ def train(
     steps: int,
     generator: torch.Generator,
     progress: Progress = ignore,
+    state: FitState = KEPT_NOWHERE,
 ) -> Autoencoder:
     """Train the decoder on random crops for the least squared error; returns its running mean."""
     model.train()
@@ -59,7 +61,9 @@ def train(
     rest = [p for p in decoder.parameters() if p.ndim <= 1]
     groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
-    for step in range(steps):
+    parts = {"model": model, "mean": mean}
+    loop = Loop(state, parts, {"optimizer": optimizer}, {"generator": generator})
+    for step in range(loop.start(), steps):
         warm = min(1.0, (step + 1) / WARM_UP)
         for group in optimizer.param_groups:
             group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
@@ -72,6 +76,7 @@ def train(
         _average(mean, model, min(AVERAGE, (step + 1) / (step + 20)))
         if step % 10 == 0:
             progress("training", step / steps, squared_error=loss.item())
+        loop.end_step(step)
     progress("training", 1.0)
     return mean.eval()
 

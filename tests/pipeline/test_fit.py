@@ -96,6 +96,30 @@ def test_the_page_shows_curves_and_samples_before_and_after(data, tmp_path):
     assert load_tokenizer(tmp_path / "image").fingerprint == tokenizer.fingerprint
 
 
+def test_a_fit_that_was_killed_goes_on(data, tmp_path, monkeypatch):
+    options = ["--size", "16", "--levels", "4", "4", "--dim", "8", "--n-blocks", "1"]
+    command = ["image", str(data / "images"), *options, "--steps", "12", "--out"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    made = []
+
+    def end_step(loop, step):
+        made.append(step)
+        loop._state.save(loop._tensors(step + 1))
+        if step == 6 and made.count(6) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("plait.tokenizers.fit_state.Loop.end_step", end_step)
+    out = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        main([*command, str(out)])
+    assert [p.name for p in out.iterdir()] == ["unfinished.safetensors"]
+    assert main([*command, str(out)]) == 0
+    assert made == list(range(12))
+    assert not (out / "unfinished.safetensors").exists()
+    weights = [tmp_path / name / "weights.safetensors" for name in ("whole", "cut")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_bad_samples_are_counted_with_their_reasons(data, tmp_path):
     main(["text", str(data / "text"), "--out", str(tmp_path / "t"), "--vocab-size", "300"])
     report = read_json(tmp_path / "t" / "report.json")
