@@ -46,7 +46,8 @@ def test_the_definition_is_the_sum_it_states():
     K=st.integers(1, 5),
 )
 def test_equals_the_definition(B, T, I, K):
-    compare(B, T, I, K)
+    # A single gradient that is a sum of 128 terms may come near 0, and keeps the terms' rounding.
+    compare(B, T, I, K, tolerance=5e-5)
 
 
 def test_odd_lengths():
