@@ -25,7 +25,7 @@ MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_
 """The file in tokenizers/ that fits each kind of tokenizer."""
 OLD_FILES = (
     *("config.json", "report.json", "rejected.jsonl"),
-    *("weights.safetensors", "sentencepiece.model"),
+    *("weights.safetensors", "sentencepiece.model", "model_config.json", "model.safetensors"),
 )
 """What --overwrite takes away before it writes."""
 NOTE = "note: "

@@ -7,9 +7,9 @@ arXiv:2209.03143), here within blocks of a few frames, so that sound may go on f
 
 In the one stream of plait, where a token is predicted from those before it, `flatten` and
 `coarse_first` serve: what may stand at a place follows from the place alone, and a row may end
-after any frame or block. `delay` does not: its corners hold a filler whose last places depend on the
-length, a cut row loses levels, and without heads for several tokens it is only longer. It is here
-for models of several streams.
+after any frame or block. `delay` does not: the filler in its last corner depends on the length, a
+cut row loses levels, and without heads for several tokens it is only longer. It is here for models
+of several streams.
 
 T frames, L levels, B frames of a block.
 """

@@ -30,8 +30,9 @@ from plait.tokenizers.layouts import coarse_first, from_coarse_first
 from plait.tokenizers.mdct import imdct, mdct
 from plait.tokenizers.sampling import choose
 from plait.tokenizers.sound import prepare
+from plait.tokenizers.speech_model import SpeechModel
 from plait.tokenizers.speech_report import measure
-from plait.tokenizers.units import Units, fit_units
+from plait.tokenizers.units import Units, check_model_rates, fit_units
 
 MAX_BLOCK = 1024
 CODED_ENERGY = 0.999
@@ -69,8 +70,14 @@ class FitOptions:
     """units: how many there are."""
     unit_rate_hz: Literal[25, 50] = 25
     """units: frames a second, before runs are merged."""
+    model: str = ""
+    """units: folder of a HuBERT, wav2vec 2.0 or WavLM model; without, units are of cepstra."""
+    layer: int = 9
+    """units: the model's layer that is read, from 1; 0 is what goes into the first."""
+    stream: bool = False
+    """units: learn from all the sound, batch by batch in bounded memory, in its order."""
     max_minutes: float = 30.0
-    """Most sound to fit on; beyond that, a random choice."""
+    """Most sound to fit on, but for `stream`; beyond that, a random choice."""
 
     def __post_init__(self) -> None:
         _check_range("codebooks", self.codebooks, 1, 64)
@@ -83,6 +90,8 @@ class FitOptions:
         _check_range("units", self.units, 2, 65_536)
         _check_range("sample_rate_hz", self.sample_rate_hz, 8_000, 48_000)
         _check_range("max_minutes", self.max_minutes, 0.01, 100_000)
+        if self.method == "mdct" and (self.model or self.stream):
+            raise ConfigError("model and stream are for method = units")
         if self.sample_rate_hz % 100:
             raise ConfigError(f"sample_rate_hz is {self.sample_rate_hz}: not a multiple of 100")
 
@@ -196,20 +205,23 @@ def fit(
 ) -> MDCT | Units:
     """Fit on sounds; ConfigError if there are none."""
     rate_hz = options.sample_rate_hz
-    sounds = choose(
-        (prepare(sample, rate_hz) for sample in samples),
-        len,
-        int(options.max_minutes * 60 * rate_hz),
-        seed=seed,
-        progress=lambda message, share: progress(message, 0.2 * share),
-    )
-    if not sounds:
-        raise ConfigError("no sound to fit on")
-    if options.method == "units":
-        return fit_units(
-            sounds, options.units, rate_hz, options.unit_rate_hz, seed=seed, progress=progress
+    model = SpeechModel.from_folder(options.model, options.layer) if options.model else None
+    check_model_rates(model, rate_hz, options.unit_rate_hz)
+    sounds = (prepare(sample, rate_hz) for sample in samples)
+    if options.method == "mdct" or not options.stream:
+        sounds = choose(
+            sounds,
+            len,
+            int(options.max_minutes * 60 * rate_hz),
+            seed=seed,
+            progress=lambda message, share: progress(message, 0.2 * share),
         )
-    return _fit_mdct(sounds, options, seed, progress)
+        if not sounds:
+            raise ConfigError("no sound to fit on")
+    if options.method == "mdct":
+        return _fit_mdct(list(sounds), options, seed, progress)
+    rates = rate_hz, options.unit_rate_hz
+    return fit_units(sounds, options.units, *rates, model=model, seed=seed, progress=progress)
 
 
 def _fit_mdct(sounds: list[Tensor], options: FitOptions, seed: int, progress: Progress) -> MDCT:
