@@ -89,7 +89,10 @@ def main(options: Options) -> int:
         together = [sound for sounds in folders for sound in sounds]
         jobs.append(("mixed, new utterances", together, lambda sound: sound.key))
         jobs.append(("mixed, new speakers", together, lambda sound: sound.speaker))
-    reports = [(name, *_measure(sounds, by, options)) for name, sounds, by in jobs]
+    reports = []
+    for name, sounds, by in jobs:
+        reports.append((name, *_measure(sounds, by, options)))
+        print(f"{name}: {reports[-1][2]['si_sdr_db']:.2f} dB", file=sys.stderr, flush=True)
     _print(reports)
     first = reports[0][2]
     reached = first["si_sdr_db"] >= options.si_sdr_bar and first["stoi"] >= options.stoi_bar
