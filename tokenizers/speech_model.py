@@ -81,7 +81,7 @@ class SpeechModel:
                 attn_implementation="eager",
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"{folder}: the model cannot be read: {error}") from error
         missing = set(info["missing_keys"]) - {"masked_spec_embed"}
         if missing:

@@ -180,6 +180,14 @@ def test_wrong_folders(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ConfigError, match="cannot be read"):
         SpeechModel.from_folder(tmp_path, 1)
+    for wrong in (
+        text.replace('"gelu"', '"gelus"'),
+        text.replace('"hidden_size": 16', '"hidden_size": 32'),
+    ):
+        (tmp_path / "config.json").write_text(wrong)
+        (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+        with pytest.raises(ConfigError, match="cannot be read"):
+            SpeechModel.from_folder(tmp_path, 1)
     (tmp_path / "config.json").write_text(
         text.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4')
     )
