@@ -31,11 +31,6 @@ MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_
 PAGE = "report.html"
 STATE = "unfinished.safetensors"
 """What a fit that was killed goes on from; gone when it is done."""
-OLD_FILES = (
-    *("config.json", "report.json", "rejected.jsonl", PAGE),
-    *("weights.safetensors", "sentencepiece.model"),
-)
-"""What --overwrite takes away before it writes."""
 NOTE = "note: "
 """A progress message that starts so is printed, and kept in the report."""
 
@@ -230,8 +225,9 @@ def _chain(first: object, others: Iterable) -> Iterable:
 
 
 def _save(tokenizer: Tokenizer, report: dict[str, object], samples: FitSamples, out: Path) -> None:
-    for name in OLD_FILES:
-        (out / name).unlink(missing_ok=True)
+    if (out / "config.json").is_file():  # each file in a tokenizer's folder belongs to it
+        for path in [path for path in out.iterdir() if path.is_file()]:
+            path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(
         json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -19,7 +19,7 @@ def fit_codebooks(
     *,
     seed: int = 0,
     iterations: int = 5,
-    max_points: int = 40_000,
+    max_points: int = 160_000,
     progress: Progress = ignore,
 ) -> Tensor:
     """Codebooks [L, K, D]; more points help more than more iterations do."""
@@ -45,6 +45,8 @@ def encode(x_ND: Tensor, codebooks_LKD: Tensor) -> Tensor:
 
 
 def decode(codes_NL: Tensor, codebooks_LKD: Tensor) -> Tensor:
-    """The sum of each row's codes, float32 [N, D]."""
-    levels = torch.arange(len(codebooks_LKD))
-    return codebooks_LKD[levels, codes_NL].sum(1)
+    """The sum of each row's codes, float32 [N, D], added level by level whatever N is."""
+    x_ND = codebooks_LKD.new_zeros(len(codes_NL), codebooks_LKD.shape[2])
+    for level, codebook_KD in enumerate(codebooks_LKD):
+        x_ND += codebook_KD[codes_NL[:, level]]
+    return x_ND

@@ -40,13 +40,21 @@ def _resample(samples: Tensor, from_hz: int, to_hz: int) -> Tensor:
     return audio.resample(samples, ratio.numerator, ratio.denominator)
 
 
-def log_mel(samples: Tensor, rate_hz: int, hop: int) -> Tensor:
-    """Natural logarithm of the mel magnitudes, float32 [ceil(n / hop), MEL_BANDS]."""
+def log_mel(
+    samples: Tensor,
+    rate_hz: int,
+    hop: int,
+    *,
+    fft: int = FFT,
+    bands: int = MEL_BANDS,
+    floor: float = FLOOR,
+) -> Tensor:
+    """Natural logarithm of the mel magnitudes and a floor, float32 [ceil(n / hop), bands]."""
     frames = -(-len(samples) // hop)
-    window = torch.hann_window(FFT)
-    padded = torch.nn.functional.pad(samples, (FFT // 2, FFT // 2 + hop))
-    spectrum = torch.stft(padded, FFT, hop, window=window, center=False, return_complex=True)
-    return (spectrum.abs()[:, :frames].T @ mel_filters(rate_hz) + FLOOR).log()
+    window = torch.hann_window(fft)
+    padded = torch.nn.functional.pad(samples, (fft // 2, fft // 2 + hop))
+    spectrum = torch.stft(padded, fft, hop, window=window, center=False, return_complex=True)
+    return (spectrum.abs()[:, :frames].T @ mel_filters(rate_hz, fft, bands) + floor).log()
 
 
 def invert_log_mel(mels_TB: Tensor, rate_hz: int, frame_rate_hz: int) -> Tensor:
@@ -78,7 +86,7 @@ def invert_log_mel(mels_TB: Tensor, rate_hz: int, frame_rate_hz: int) -> Tensor:
     )[0].clamp(-1, 1)
 
 
-@lru_cache(maxsize=4)
-def mel_filters(rate_hz: int) -> Tensor:
-    """Float32 [FFT / 2 + 1, MEL_BANDS]: triangles over frequency."""
-    return audio.melscale_fbanks(FFT // 2 + 1, 0.0, rate_hz / 2, MEL_BANDS, rate_hz)
+@lru_cache(maxsize=16)
+def mel_filters(rate_hz: int, fft: int = FFT, bands: int = MEL_BANDS) -> Tensor:
+    """Float32 [fft / 2 + 1, bands]: triangles over frequency."""
+    return audio.melscale_fbanks(fft // 2 + 1, 0.0, rate_hz / 2, bands, rate_hz)

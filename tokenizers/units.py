@@ -1,14 +1,15 @@
 """Semantic speech units: what is said rather than how, at 10 to 25 tokens a second.
 
-K-means cells of cepstra and their slopes (the first iteration of HuBERT, arXiv:2106.07447), 25
-frames a second as in Mixture-of-Transformers' speech (arXiv:2411.04996, section 3.3). Runs of one
-unit are merged and their lengths kept in `durations`. Each unit remembers its mean spectrum, so
-that a sequence can be heard, in a robotic voice, by Griffin-Lim.
+K-means cells of a layer of a self-supervised model (speech_model.py), or, where there is none, of
+cepstra and their slopes (the first iteration of HuBERT, arXiv:2106.07447), 25 frames a second as in
+Mixture-of-Transformers' speech (arXiv:2411.04996, section 3.3). Runs of one unit are merged and
+their lengths kept in `durations`. Each unit remembers its mean spectrum, so that a sequence can be
+heard, in a robotic voice, by Griffin-Lim.
 
 T frames, U units, F features, B mel bands.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
@@ -26,10 +27,13 @@ from plait.tokenizers.checks import (
     weights_to_bytes,
 )
 from plait.tokenizers.errors import ConfigError, SampleError
-from plait.tokenizers.kmeans import kmeans
 from plait.tokenizers.sound import FEATURE_RATE_HZ, MEL_BANDS, invert_log_mel, log_mel, prepare
+from plait.tokenizers.speech_model import RATE_HZ, SpeechModel
+from plait.tokenizers.stream_kmeans import StreamKMeans, batches
 
 CEPSTRA = 13
+SLOPE_WEIGHT = 0.5
+"""Slopes count half: measured on transcripts, PNMI rises by 0.02 over equal weights."""
 LONGEST_RUN = 255
 NDIMS = {"centroids": 2, "statistics": 2, "mels": 2, "durations": 1}
 
@@ -40,9 +44,14 @@ class Units(Tokenizer):
     modality = "speech"
 
     def __init__(
-        self, weights: Mapping[str, Tensor], *, sample_rate_hz: int, unit_rate_hz: int
+        self,
+        weights: Mapping[str, Tensor],
+        *,
+        sample_rate_hz: int,
+        unit_rate_hz: int,
+        model: SpeechModel | None = None,
     ) -> None:
-        self.weights = weights
+        self.weights, self.model = weights, model
         self.sample_rate_hz, self.unit_rate_hz = sample_rate_hz, unit_rate_hz
         self.vocab_size = len(weights["centroids"])
         self.tokens_per_s = float(unit_rate_hz)
@@ -52,11 +61,18 @@ class Units(Tokenizer):
         return [self._encode(prepare(sample, self.sample_rate_hz)) for sample in samples]
 
     def _encode(self, samples: Tensor) -> Encoded:
-        mels_TB = unit_mels(samples, self.sample_rate_hz, self.unit_rate_hz)
-        features_TF = _standardized(cepstra(mels_TB), self.weights["statistics"])
-        units_T = nearest_code(features_TF, self.weights["centroids"])
+        units_T = self.frames(samples)
         ids, durations = merge_runs(units_T.numpy())
         return Encoded(ids=ids.astype(np.int32), durations=durations)
+
+    def frames(self, samples: Tensor) -> Tensor:
+        """The unit of each frame of a sound [n] at the tokenizer's rate, int64 [T]."""
+        if self.model is None:
+            features_TF = cepstra(unit_mels(samples, self.sample_rate_hz, self.unit_rate_hz))
+        else:
+            features_TF = model_features(self.model, samples, self.unit_rate_hz)
+        features_TF = _standardized(features_TF, self.weights["statistics"])
+        return nearest_code(features_TF, self.weights["centroids"])
 
     def decode(self, encoded: Encoded) -> Waveform:
         """Each unit's mean spectrum for its duration, or for its usual one where none is given."""
@@ -71,66 +87,133 @@ class Units(Tokenizer):
         return Waveform(samples=samples.numpy(), sample_rate_hz=self.sample_rate_hz)
 
     def config(self) -> dict[str, object]:
-        """The two rates."""
-        return {"sample_rate_hz": self.sample_rate_hz, "unit_rate_hz": self.unit_rate_hz}
+        """The two rates, and the model's layer where there is one."""
+        rates: dict[str, object] = {
+            "sample_rate_hz": self.sample_rate_hz,
+            "unit_rate_hz": self.unit_rate_hz,
+        }
+        return rates if self.model is None else {**rates, **self.model.config()}
 
     def files(self) -> dict[str, bytes]:
-        """Centroids, the features' mean and deviation, and each unit's spectrum and duration."""
-        return {WEIGHTS_FILE: weights_to_bytes(self.weights)}
+        """Centroids, the features' mean and deviation, units' spectra and durations; the model."""
+        files = {WEIGHTS_FILE: weights_to_bytes(self.weights)}
+        return files if self.model is None else {**files, **self.model.files()}
 
     @classmethod
     def from_files(cls, config: Mapping[str, object], files: Mapping[str, bytes]) -> Self:
         """Rebuild it; ConfigError if a value is missing or the weights are damaged."""
         weights = weights_from_files(files, NDIMS)
-        units = len(weights["centroids"])
-        expected = [(units, 2 * CEPSTRA), (2, 2 * CEPSTRA), (units, MEL_BANDS), (units,)]
+        model = SpeechModel.from_files(config, files) if "layer" in config else None
+        units, width = len(weights["centroids"]), 2 * CEPSTRA if model is None else model.width
+        expected = [(units, width), (2, width), (units, MEL_BANDS), (units,)]
         found = [tuple(weights[name].shape) for name in NDIMS]
         if found != expected:
             raise ConfigError(f"{WEIGHTS_FILE}: shapes are {found}, and should be {expected}")
         rate_hz = int(config_number(config, "sample_rate_hz", 8_000, 48_000))
-        return cls(
-            weights,
-            sample_rate_hz=rate_hz,
-            unit_rate_hz=int(config_number(config, "unit_rate_hz", 25, 50)),
+        unit_rate_hz = int(config_number(config, "unit_rate_hz", 25, 50))
+        check_model_rates(model, rate_hz, unit_rate_hz)
+        return cls(weights, sample_rate_hz=rate_hz, unit_rate_hz=unit_rate_hz, model=model)
+
+
+def check_model_rates(model: SpeechModel | None, sample_rate_hz: int, unit_rate_hz: int) -> None:
+    """ConfigError if a model cannot give units of this rate from sound of that rate."""
+    if model is None:
+        return
+    if sample_rate_hz != RATE_HZ:
+        raise ConfigError(f"sample_rate_hz is {sample_rate_hz}: speech models take {RATE_HZ}")
+    if model.rate_hz % unit_rate_hz:
+        raise ConfigError(
+            f"unit_rate_hz is {unit_rate_hz}: the model's {model.rate_hz} is no multiple"
         )
 
 
 def fit_units(
-    sounds: Sequence[Tensor],
+    sounds: Iterable[Tensor],
     units: int,
     sample_rate_hz: int,
     unit_rate_hz: int,
     *,
+    model: SpeechModel | None = None,
     seed: int = 0,
     progress: Progress = ignore,
 ) -> Units:
-    """Fit on sounds [n] at `sample_rate_hz`."""
-    mels = [unit_mels(sound, sample_rate_hz, unit_rate_hz) for sound in sounds]
-    mels_TB, features_TF = torch.cat(mels), torch.cat([cepstra(mel) for mel in mels])
-    deviation_F = features_TF.std(0, correction=0).clamp(min=1e-3)
-    statistics_2F = torch.stack([features_TF.mean(0), deviation_F])
-    features_TF = _standardized(features_TF, statistics_2F)
-    progress("k-means", 0.3)
-    centroids_UF = kmeans(features_TF, units, seed=seed)
-    units_T = nearest_code(features_TF, centroids_UF)
-    count_U = torch.bincount(units_T, minlength=units).clamp(min=1)
-    sums_UB = mels_TB.new_zeros(units, MEL_BANDS).index_add_(0, units_T, mels_TB)
+    """Fit on a stream of sounds [n] at `sample_rate_hz`, of any length, in bounded memory.
+
+    Spectra and durations of the units are those under the centroids of their time. ConfigError if
+    there are no sounds.
+    """
+    check_model_rates(model, sample_rate_hz, unit_rate_hz)
+    learner: StreamKMeans | None = None
+    statistics_2F = torch.empty(0)
+    count_U, sums_UB = torch.zeros(units), torch.zeros(units, MEL_BANDS)
+    frames_U, runs_U = np.zeros(units), np.zeros(units)
+    pieces = (_features_and_mels(sound, sample_rate_hz, unit_rate_hz, model) for sound in sounds)
+    for number, batch in enumerate(batches(pieces)):
+        progress(f"k-means, batch {number + 1}", 0.3)
+        features_TF, mels_TB = (torch.cat(x) for x in zip(*batch, strict=True))
+        if learner is None:
+            statistics_2F = _statistics(features_TF, plain=model is not None)
+            features_TF = _standardized(features_TF, statistics_2F)
+            learner = StreamKMeans(features_TF, units, seed=seed)
+        else:
+            features_TF = _standardized(features_TF, statistics_2F)
+            learner.update(features_TF)
+        units_T = nearest_code(features_TF, learner.centroids_KD)
+        count_U += torch.bincount(units_T, minlength=units)
+        sums_UB.index_add_(0, units_T, mels_TB)
+        for sequence in units_T.split([len(mels_TB) for _, mels_TB in batch]):
+            ids, durations = merge_runs(sequence.numpy())
+            frames_U += np.bincount(ids, weights=durations, minlength=units)
+            runs_U += np.bincount(ids, minlength=units)
+    if learner is None:
+        raise ConfigError("no sound to fit on")
     weights = {
-        "centroids": centroids_UF,
+        "centroids": learner.centroids_KD,
         "statistics": statistics_2F,
-        "mels": sums_UB / count_U[:, None],
-        "durations": _mean_durations(units_T.split([len(mel) for mel in mels]), units),
+        "mels": sums_UB / count_U.clamp(min=1)[:, None],
+        "durations": torch.from_numpy(np.maximum(frames_U / np.maximum(runs_U, 1), 1)).float(),
     }
-    return Units(weights, sample_rate_hz=sample_rate_hz, unit_rate_hz=unit_rate_hz)
+    return Units(weights, sample_rate_hz=sample_rate_hz, unit_rate_hz=unit_rate_hz, model=model)
+
+
+def _features_and_mels(
+    samples: Tensor, sample_rate_hz: int, unit_rate_hz: int, model: SpeechModel | None
+) -> tuple[Tensor, Tensor]:
+    mels_TB = unit_mels(samples, sample_rate_hz, unit_rate_hz)
+    if model is None:
+        return cepstra(mels_TB), mels_TB
+    features_TF = model_features(model, samples, unit_rate_hz)
+    missing = max(len(features_TF) - len(mels_TB), 0)
+    mels_TB = torch.cat([mels_TB, mels_TB[-1:].expand(missing, -1)])
+    return features_TF, mels_TB[: len(features_TF)]
+
+
+def _statistics(features_TF: Tensor, *, plain: bool) -> Tensor:
+    """Mean and deviation, [2, F], by which cepstra count alike; 0 and 1 leave them as they are."""
+    if plain:
+        width = features_TF.shape[1]
+        return torch.stack([torch.zeros(width), torch.ones(width)])
+    deviation_F = features_TF.std(0, correction=0).clamp(min=1e-3)
+    deviation_F[CEPSTRA:] /= SLOPE_WEIGHT
+    return torch.stack([features_TF.mean(0), deviation_F])
+
+
+def model_features(model: SpeechModel, samples: Tensor, unit_rate_hz: int) -> Tensor:
+    """A model's frames at the units' rate, each the mean of a few, float32 [T, F]."""
+    return _means(model.features(samples), model.rate_hz // unit_rate_hz)
 
 
 def unit_mels(samples: Tensor, sample_rate_hz: int, unit_rate_hz: int) -> Tensor:
     """Log-mel frames at the units' rate: means of 2 or 4 frames, float32 [T, B]."""
-    together = FEATURE_RATE_HZ // unit_rate_hz
     mels = log_mel(samples, sample_rate_hz, sample_rate_hz // FEATURE_RATE_HZ)
-    missing = -len(mels) % together
-    mels = torch.cat([mels, mels[-1:].expand(missing, -1)])
-    return mels.reshape(-1, together, MEL_BANDS).mean(1)
+    return _means(mels, FEATURE_RATE_HZ // unit_rate_hz)
+
+
+def _means(x_TF: Tensor, together: int) -> Tensor:
+    """Means of each few frames, the last of which is repeated where some are missing."""
+    missing = -len(x_TF) % together
+    x_TF = torch.cat([x_TF, x_TF[-1:].expand(missing, -1)])
+    return x_TF.reshape(-1, together, x_TF.shape[1]).mean(1)
 
 
 def cepstra(mels_TB: Tensor) -> Tensor:
@@ -152,15 +235,6 @@ def merge_runs(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     durations = np.full(pieces.sum(), LONGEST_RUN, np.uint8)
     durations[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * LONGEST_RUN
     return np.repeat(units[change], pieces), durations
-
-
-def _mean_durations(sequences: Sequence[Tensor], units: int) -> Tensor:
-    merged = [merge_runs(sequence.numpy()) for sequence in sequences]
-    ids = np.concatenate([ids for ids, _ in merged])
-    durations = np.concatenate([durations for _, durations in merged])
-    total = np.bincount(ids, weights=durations, minlength=units)
-    count = np.bincount(ids, minlength=units)
-    return torch.from_numpy(np.maximum(total / np.maximum(count, 1), 1)).float()
 
 
 def _standardized(features_TF: Tensor, statistics_2F: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from plait.tokenizers.speech import (
     evaluate,
     fit,
 )
-from plait.tokenizers.speech_metrics import mel_distance_db, si_sdr_db
+from plait.tokenizers.speech_metrics import mel_distance_db, multi_mel_distance_db, si_sdr_db, stoi
 from plait.tokenizers.units import merge_runs
 
 
@@ -322,6 +322,35 @@ def test_metrics():
     assert mel_distance_db(x, x, 16000) == 0
     assert mel_distance_db(x / 10, x, 16000) == pytest.approx(20, abs=1)
     assert log_mel(x, 16000, 160).shape == (80, 80)
+
+
+def test_multi_resolution_mel_distance():
+    x = prepare(VOICES[0], 16000)
+    noise = torch.randn(len(x), generator=torch.Generator().manual_seed(0))
+    assert multi_mel_distance_db(x, x, 16000) == 0
+    near, far = (multi_mel_distance_db(x + a * noise, x, 16000) for a in (0.003, 0.03))
+    assert 0 < near < far
+    assert multi_mel_distance_db(x / 10, x, 16000) == pytest.approx(20, abs=2)
+
+
+def test_stoi():
+    pytest.importorskip("pystoi", reason="needs plait[metrics]")
+    x = prepare(voice(0, 2.0), 16000)
+    noise = torch.randn(len(x), generator=torch.Generator().manual_seed(0))
+    assert stoi(x, x, 16000) == pytest.approx(1, abs=1e-6)
+    assert stoi(x + 0.5 * noise, x, 16000) < stoi(x + 0.05 * noise, x, 16000) < 0.999
+    assert np.isnan(stoi(x[:3000], x[:3000], 16000))
+    assert np.isnan(stoi(x, torch.zeros_like(x), 16000))
+    click = torch.zeros(16000)
+    click[5000] = 1
+    assert np.isnan(stoi(click, click, 16000))
+
+
+def test_stoi_is_left_out_without_its_package(codec, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report = evaluate(codec, VOICES[:1])
+    assert "stoi" not in report
+    assert "si_sdr_db" in report
 
 
 def test_units_is_found_beside_the_codec():

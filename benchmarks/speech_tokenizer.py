@@ -1,0 +1,159 @@
+"""Fit the MDCT codec on real speech, 50 Hz x 8 x 1024, and measure it on sound it has not seen.
+
+    python benchmarks/speech_tokenizer.py FOLDER... --mixed
+
+A folder holds metadata.jsonl, with `file_name` and `speaker` in each row. Each folder of one
+speaker is a row of the table, split by utterance; --mixed adds two rows over all folders together,
+split by utterance, and by speaker: none of the held-out speakers was fitted on. Choices hang on a
+hash of names, so every run and every option sees the same ones. STOI needs plait[metrics]. Exit
+code 1 if the first folder is under the bars.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from plait.pipeline.tables import make_console, print_table
+from plait.tokenizers.base import Waveform
+from plait.tokenizers.media import read_audio
+from plait.tokenizers.speech import MDCT, FitOptions, evaluate, fit
+
+METRICS = ("si_sdr_db", "stoi", "stoi_sounds", "mel_distance_db", "multi_mel_db", "bits_per_s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Measure the speech codec."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders with metadata.jsonl and sounds."""
+    mixed: bool = False
+    """Also all folders together, by utterance and by speaker."""
+    held_out: float = 0.1
+    """Share of the utterances, or of the speakers, that is kept for the evaluation."""
+    most_held_out: int = 100
+    """Most sounds to evaluate on."""
+    shifts: int = 4
+    """The codec's option of that name."""
+    si_sdr_bar: float = 10.0
+    """dB that the first folder should reach."""
+    stoi_bar: float = 0.8
+    """STOI that the first folder should reach."""
+    seed: int = 0
+    """Seed of the fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """One utterance and what is known of it."""
+
+    key: str
+    speaker: str
+    text: str
+    waveform: Waveform
+
+
+def read_sounds(folder: Path) -> list[Sound]:
+    """The sounds that a folder's metadata.jsonl names."""
+    lines = (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    sounds = []
+    for row in map(json.loads, lines):
+        waveform = read_audio(folder / row["file_name"])
+        text = row.get("text", "") if row.get("lang") == "en" else ""
+        key = f"{folder.name}/{row['file_name']}"
+        sounds.append(Sound(key=key, speaker=row["speaker"], text=text, waveform=waveform))
+    return sounds
+
+
+def share(name: str) -> float:
+    """A number 0..1 of a name, always the same."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 16**8
+
+
+def main(options: Options) -> int:
+    """Print the tables."""
+    torch.set_num_threads(1)
+    folders = [read_sounds(folder) for folder in options.folders]
+    jobs: list[tuple[str, list[Sound], Callable[[Sound], str]]] = []
+    for folder, sounds in zip(options.folders, folders, strict=True):
+        if len({sound.speaker for sound in sounds}) == 1:
+            jobs.append((folder.name, sounds, lambda sound: sound.key))
+    if options.mixed:
+        together = [sound for sounds in folders for sound in sounds]
+        jobs.append(("mixed, new utterances", together, lambda sound: sound.key))
+        jobs.append(("mixed, new speakers", together, lambda sound: sound.speaker))
+    reports = []
+    for name, sounds, by in jobs:
+        reports.append((name, *_measure(sounds, by, options)))
+        print(f"{name}: {reports[-1][2]['si_sdr_db']:.2f} dB", file=sys.stderr, flush=True)
+    _print(reports)
+    first = reports[0][2]
+    reached = first["si_sdr_db"] >= options.si_sdr_bar and first["stoi"] >= options.stoi_bar
+    print(
+        f"{reports[0][0]}: {'at' if reached else 'UNDER'} the bars of {options.si_sdr_bar:g} dB "
+        f"and STOI {options.stoi_bar:g}"
+    )
+    return 0 if reached else 1
+
+
+def _measure(
+    sounds: Sequence[Sound], by: Callable[[Sound], str], options: Options
+) -> tuple[list[str], dict[str, float]]:
+    """What was fitted on and what it cost, and the report."""
+    held_out = sorted(
+        (s for s in sounds if share(by(s)) < options.held_out), key=lambda s: share(s.key)
+    )
+    known = [s for s in sounds if share(by(s)) >= options.held_out]
+    began = time.process_time()
+    tokenizer = fit(
+        [s.waveform for s in known], FitOptions(shifts=options.shifts), seed=options.seed
+    )
+    seconds = time.process_time() - began
+    assert isinstance(tokenizer, MDCT)
+    held_out = held_out[: options.most_held_out]
+    minutes = sum(len(s.waveform.samples) / s.waveform.sample_rate_hz for s in known) / 60
+    about = [
+        f"{len({s.speaker for s in known})}/{len({s.speaker for s in held_out})}",
+        f"{minutes:.1f}",
+        f"{len(held_out)}",
+        f"{seconds:.0f}",
+    ]
+    report = evaluate(tokenizer, [s.waveform for s in held_out])
+    report.setdefault("stoi", float("nan"))
+    report.setdefault("stoi_sounds", 0)
+    return about, report
+
+
+def _print(reports: list[tuple[str, list[str], dict[str, float]]]) -> None:
+    console = make_console()
+    head = ["sounds", "speakers fit/held", "min fit", "held out", "CPU s", *METRICS, "codes used"]
+    print_table(
+        console,
+        head,
+        [
+            [
+                name,
+                *about,
+                *(f"{report[m]:.2f}" if m != "stoi" else f"{report[m]:.3f}" for m in METRICS),
+                f"{report['codes_used'] / (report['codes_used'] + report['codes_dead']):.0%}",
+            ]
+            for name, about, report in reports
+        ],
+    )
+    levels = [name for name in reports[0][2] if name.startswith("codes_used_level_")]
+    print_table(
+        console,
+        ["codes used of 1024, by level", *(name.rpartition("_")[2] for name in levels)],
+        [[name, *(f"{report[x]:.0f}" for x in levels)] for name, _, report in reports],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
