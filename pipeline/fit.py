@@ -25,7 +25,7 @@ MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_
 """The file in tokenizers/ that fits each kind of tokenizer."""
 OLD_FILES = (
     *("config.json", "report.json", "rejected.jsonl"),
-    *("weights.safetensors", "sentencepiece.model"),
+    *("weights.safetensors", "sentencepiece.model", "tokenizer.json", "ranks.tiktoken"),
 )
 """What --overwrite takes away before it writes."""
 NOTE = "note: "
@@ -44,7 +44,7 @@ class FitModule(Protocol):
 class FitJob:
     """Which samples to fit on, and where the tokenizer goes."""
 
-    sources: tyro.conf.Positional[tuple[str, ...]]
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files or folders; `KIND:PATH` forces a kind of source."""
     out: Path
     """Folder for the tokenizer."""
@@ -63,9 +63,9 @@ class FitJob:
     json: bool = False
     """Print the report as JSON."""
 
-    def check(self) -> None:
+    def check(self, needs_sources: bool = True) -> None:
         """ConfigError if an option is out of range or the tokenizer is there already."""
-        if not self.sources:
+        if needs_sources and not self.sources:
             raise ConfigError("no SOURCE given; it is a file or a folder")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"--held-out is {self.held_out}: should be 0 or more, and below 1")
@@ -112,7 +112,8 @@ def find_module(kind: str) -> FitModule:
 
 def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, object]:
     """Fit, evaluate and save; returns what report.json holds."""
-    job.check()
+    taken_over = getattr(options, "source_model", None) is not None
+    job.check(needs_sources=not taken_over)
     module = find_module(kind)
     samples = find_samples(
         kind,
@@ -162,7 +163,7 @@ def _fit(
                 notes.append(message.removeprefix(NOTE))
             bar.update(100 * share, message)
 
-        loaded = _first_or_error(samples)
+        loaded = _first_or_error(samples) if samples.sources else ()
         tokenizer = module.fit(loaded, options, seed=seed, progress=progress)
     for note in notes:
         print(f"{NOTE}{note}", file=sys.stderr)

@@ -11,74 +11,19 @@ Control pieces ("</s>") are never found in raw text. User symbols are, by Senten
 models that keep their markers as user symbols let a document forge them.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Self
 
 import numpy as np
 import sentencepiece
-import tyro
 
 from plait.tokenizers.base import Encoded, Progress, Tokenizer, ignore
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.text_common import PROBE, checked, encoded
-from plait.tokenizers.text_train import RESERVED, SPACE, choose_documents, train
+from plait.tokenizers.text_options import SPACE, FitOptions
+from plait.tokenizers.text_train import choose_documents, train
 
 MODEL_FILE = "sentencepiece.model"
-SMALLEST = 300
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """Training a text tokenizer, or taking over one that exists (`--from`)."""
-
-    vocab_size: int = 8192
-    """Number of pieces, 259 of them reserved; less if the text is too small to fill it."""
-    model: Literal["bpe", "unigram", "byte_bpe"] = "bpe"
-    """SentencePiece's bpe (trains fastest), its unigram (trains 20 times slower, encodes 3 times faster),
-    or byte_bpe, byte-level BPE that tiktoken encodes 6 times faster than bpe."""
-    character_coverage: float = 0.9995
-    """Share of the characters that get a piece; the rarer ones are spelled in bytes."""
-    max_characters: int = 20_000_000
-    """Most characters to train on; beyond that, a random choice of the documents."""
-
-    user_symbols: tuple[str, ...] = ()
-    """Strings that are always one piece, wherever they stand in text (bpe and unigram)."""
-    source_model: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Train nothing: take over a SentencePiece `.model`, a `tokenizer.json`, a `*.tiktoken` or a
-    `tekken.json`, with its library's ids. SOURCE is optional then, for the evaluation. Special
-    tokens in raw text stay plain text, whatever the model."""
-    allow_lossy: bool = False
-    """With --from: take a model that changes text (it normalises, squeezes spaces), too."""
-    pattern: str = ""
-    """With --from *.tiktoken: the regular expression that cuts words, or its name: gpt2, cl100k,
-    o200k, qwen2, tekken. The file does not hold it."""
-    special_tokens: tuple[str, ...] = ()
-    """With --from *.tiktoken: special tokens as NAME=ID, or NAME for the next free id."""
-    export: str | None = None
-    """Also write the tokenizer as a `tokenizer.json` of Hugging Face's library to this file, if
-    that gives equal ids."""
-
-    def __post_init__(self) -> None:
-        smallest = SMALLEST + len(self.user_symbols)
-        if self.vocab_size < smallest:
-            raise ConfigError(f"vocab_size is {self.vocab_size}: at least {smallest} are needed")
-        _check_symbols(self.user_symbols, self.model)
-        if not 0 < self.character_coverage <= 1:
-            raise ConfigError(f"character_coverage is {self.character_coverage}: not in 0..1")
-
-
-def _check_symbols(symbols: tuple[str, ...], model: str) -> None:
-    """ConfigError for a symbol that SentencePiece would change, refuse or already has."""
-    if symbols and model == "byte_bpe":
-        raise ConfigError("--user-symbols are SentencePiece's: with --model bpe or unigram")
-    for symbol in symbols:
-        taken = symbol == "<unk>" or re.fullmatch("<0x[0-9A-F]{2}>", symbol)
-        if not symbol or taken or SPACE in symbol or any(map(str.isspace, symbol)):
-            raise ConfigError(f"user symbol {symbol!r}: empty, taken or with white space in it")
-    if len(set(symbols)) < len(symbols):
-        raise ConfigError("--user-symbols: the same twice")
 
 
 class Text(Tokenizer):
@@ -154,7 +99,7 @@ class Text(Tokenizer):
 
     @classmethod
     def from_files(cls, config: Mapping[str, object], files: Mapping[str, bytes]) -> Self:
-        """Rebuild it; ConfigError if the model is missing, damaged or not lossless (and not said to be)."""
+        """Rebuild it; ConfigError if the model is missing, damaged, or lossy and not said to be."""
         if MODEL_FILE not in files:
             raise ConfigError(f"text tokenizer: {MODEL_FILE} is missing")
         lossy = config.get("lossy", False)
@@ -184,7 +129,7 @@ def fit(
         from plait.tokenizers.text_export import export
 
         progress(f"writing {options.export}", 0.9)
-        export(tokenizer, options.export)
+        export(tokenizer, options.export, options.export_near)
     return tokenizer
 
 
@@ -204,8 +149,8 @@ def evaluate(tokenizer: Tokenizer, held_out: Iterable[str]) -> dict[str, float]:
     return {
         "documents": documents,
         "tokens": tokens,
-        "bytes_per_token": size / max(tokens, 1),
-        "exact": exact / max(documents, 1),
+        "bytes_per_token": size / tokens if tokens else float("nan"),
+        "exact": exact / documents if documents else float("nan"),
         "codes_used": int((counts > 0).sum()),
         "perplexity": 2**entropy,
         "bits_per_token": float(np.log2(tokenizer.vocab_size)),

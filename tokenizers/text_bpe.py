@@ -22,7 +22,7 @@ def train(documents: Sequence[str], vocab_size: int, pattern: str = PATTERNS["pl
     split = pre_tokenizers.Split(Regex(pattern), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
     library.pre_tokenizer = pre_tokenizers.Sequence([split, level])
-    library.decoder = decoders.ByteLevel(trim_offsets=False)
+    library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),

@@ -39,7 +39,10 @@ PROBES = (
     *(PROBE, "I'll don't WE'VE naïve 1234567 x\u0301 \t\n  \n   deep   space  ", "  \r\n\r\n\n "),
     *("def f(x):\n    return x ** 2  # \u00a0\u3000", "".join(map(chr, range(0x500)))),
     *("Größe नमस्ते दुनिया สวัสดี 你好，世界 こんにちは 한국어", "العربية עברית Ελληνικά кириллица"),
-    *("\U0001f469\u200d\U0001f680\u2028\u2029\x85\x1f<|endoftext|></s>[PAD]", "aaaaaaaaaaaaa      "),
+    *(
+        "\U0001f469\u200d\U0001f680\u2028\u2029\x85\x1f<|endoftext|></s>[PAD]",
+        "aaaaaaaaaaaaa      ",
+    ),
 )
 """Texts on which both engines have to agree when a model is loaded."""
 

@@ -2,26 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plait.tokenizers import text
 from plait.tokenizers.base import Progress, Tokenizer
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.text_common import PROBE
-
-if TYPE_CHECKING:
-    from plait.tokenizers.text import FitOptions
+from plait.tokenizers.text_options import FitOptions
 
 LARGEST = 1 << 28
 """Bytes of the largest file that is read."""
 
 
-def import_model(options: "FitOptions", progress: Progress) -> Tokenizer:
+def import_model(options: FitOptions, progress: Progress) -> Tokenizer:
     """The tokenizer of `source_model`; ConfigError, which names the file, if it cannot be had."""
     path = Path(options.source_model or "")
     try:
         tokenizer = _read(path, options)
-    except (ConfigError, ImportError) as error:
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     if not getattr(tokenizer, "lossless", True):
         back = tokenizer.decode(tokenizer.encode_batch([PROBE])[0])
@@ -37,7 +34,7 @@ def import_model(options: "FitOptions", progress: Progress) -> Tokenizer:
     return tokenizer
 
 
-def _read(path: Path, options: "FitOptions") -> Tokenizer:
+def _read(path: Path, options: FitOptions) -> Tokenizer:
     if path.is_dir():
         path = _only_model(path)
     if not path.is_file():
@@ -78,7 +75,7 @@ def _json(data: bytes) -> Tokenizer:
     return HuggingFace(data)
 
 
-def _tiktoken(data: bytes, options: "FitOptions") -> Tokenizer:
+def _tiktoken(data: bytes, options: FitOptions) -> Tokenizer:
     from plait.tokenizers.text_merges import PATTERNS
     from plait.tokenizers.text_tiktoken import Tiktoken, read_ranks, special_ids
 
@@ -90,7 +87,7 @@ def _tiktoken(data: bytes, options: "FitOptions") -> Tokenizer:
     return Tiktoken(ranks, pattern, special_ids(options.special_tokens, ranks))
 
 
-def _sentencepiece(data: bytes, options: "FitOptions") -> Tokenizer:
+def _sentencepiece(data: bytes, options: FitOptions) -> Tokenizer:
     try:
         return text.Text(data)
     except ConfigError as error:

@@ -22,9 +22,7 @@ import tiktoken
 from tokenizers import Regex, models, pre_tokenizers
 
 PATTERNS = {
-    "gpt2": (
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-    ),
+    "gpt2": (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"),
     "cl100k": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -54,7 +52,7 @@ PATTERNS = {
 SURROUNDINGS = ("a{0}a", "1{0}1", " {0}{0} ", "'{0}", ".{0}.", "A{0}b\n")
 
 
-class Unfit(ValueError):
+class Unfit(ValueError):  # noqa: N818
     """Why a model is left to the tokenizers library."""
 
 
@@ -105,7 +103,7 @@ def find_plan(spec: Mapping) -> Plan:
     vocab: dict[str, int] = model["vocab"]
     if not all(character in vocab for character in BYTES):
         raise Unfit("its vocabulary lacks some of the 256 bytes")
-    merges = [tuple(m.split(" ", 1) if isinstance(m, str) else m) for m in model["merges"]]
+    merges = [_pair(merge) for merge in model["merges"]]
     tokens = [*CHARACTERS.values(), *_in_order(merges)]
     if model.get("ignore_merges"):
         known = {*tokens, *(added["content"] for added in spec.get("added_tokens") or [])}
@@ -123,7 +121,12 @@ def find_plan(spec: Mapping) -> Plan:
     return Plan(ranks=ranks, ids=np.array([vocab[t] for t in tokens], np.int32), pattern=pattern)
 
 
-def _in_order(merges: list[tuple[str, ...]]) -> list[str]:
+def _pair(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    return left, right
+
+
+def _in_order(merges: list[tuple[str, str]]) -> list[str]:
     """Merged tokens in the order of their merges; Unfit if those of a token are not in a row."""
     tokens: dict[str, None] = {}
     last = ""

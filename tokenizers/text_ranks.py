@@ -8,7 +8,7 @@ on a stack); such a text is cut into words first, as `long_space.py` says.
 import numpy as np
 import tiktoken
 
-from plait.tokenizers.errors import ConfigError, SampleError
+from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.long_space import has_long_space, words_of
 from plait.tokenizers.text_common import checked, in_threads, panics, to_arrays
 

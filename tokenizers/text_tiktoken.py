@@ -78,7 +78,7 @@ class Tiktoken(Tokenizer):
     def files(self) -> dict[str, bytes]:
         """The ranks, as tiktoken writes them."""
         lines = [
-            f"{base64.b64encode(token).decode()} {rank}\n"
+            f"{base64.b64encode(token).decode() or '='} {rank}\n"
             for token, rank in sorted(self._ranks.items(), key=lambda entry: entry[1])
         ]
         return {RANKS_FILE: "".join(lines).encode()}
@@ -99,18 +99,19 @@ class Tiktoken(Tokenizer):
 
 
 def read_ranks(data: bytes) -> dict[bytes, int]:
-    """Ranks of a `*.tiktoken` file: a line each, base64 and a number; ConfigError if damaged."""
+    """Ranks of a `*.tiktoken` file: base64 and a number a line; ConfigError if damaged."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not line.strip():
             continue
         try:
             token, rank = line.split()
-            key, value = base64.b64decode(token, validate=True), int(rank)
+            key = b"" if token == b"=" else base64.b64decode(token, validate=True)
+            value = int(rank)
         except (ValueError, binascii.Error):
             raise ConfigError(f"line {number}: not base64 and a rank, as tiktoken has") from None
-        if not key or key in ranks or not 0 <= value < MOST_TOKENS:
-            raise ConfigError(f"line {number}: an empty or repeated token, or a rank {value}")
+        if key in ranks or not 0 <= value < MOST_TOKENS:
+            raise ConfigError(f"line {number}: a repeated token, or a rank {value}")
         ranks[key] = value
     if not ranks or len(set(ranks.values())) != len(ranks):
         raise ConfigError("no ranks, or two tokens with the same rank")

@@ -4,7 +4,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import sentencepiece
 
@@ -12,19 +11,14 @@ from plait.tokenizers.base import Progress
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.sampling import choose
 from plait.tokenizers.text_common import checked
+from plait.tokenizers.text_options import RESERVED, SPACE, FitOptions
 
-if TYPE_CHECKING:
-    from plait.tokenizers.text import FitOptions
-
-SPACE = "\u2581"
-RESERVED = 259
-"""Pieces that every SentencePiece model has: unknown, newline, tab and 256 bytes."""
 LINE = 10_000
 """Characters that a line is cut at; SentencePiece would skip a line of more than 100,000 bytes."""
 
 
 def choose_documents(
-    samples: Iterable[str], options: "FitOptions", seed: int, progress: Progress
+    samples: Iterable[str], options: FitOptions, seed: int, progress: Progress
 ) -> list[str]:
     """At most `max_characters` of documents, never more in memory; says what it leaves out."""
     most = options.max_characters
@@ -58,7 +52,7 @@ def choose_documents(
     return documents
 
 
-def train(documents: list[str], options: "FitOptions", progress: Progress) -> bytes:
+def train(documents: list[str], options: FitOptions, progress: Progress) -> bytes:
     """A SentencePiece model, or for `byte_bpe` a `tokenizer.json`; says if it became smaller."""
     wanted = vocab_size = options.vocab_size
     if options.model == "byte_bpe":
@@ -83,7 +77,7 @@ def train(documents: list[str], options: "FitOptions", progress: Progress) -> by
     return model
 
 
-def _lines(documents: list[str], options: "FitOptions") -> list[str]:
+def _lines(documents: list[str], options: FitOptions) -> list[str]:
     """Lines to train on, cut at characters that get no piece of their own.
 
     At most half of the free pieces go to single characters. A space is always among them: one
@@ -104,7 +98,7 @@ def _lines(documents: list[str], options: "FitOptions") -> list[str]:
     return [*lines, " "]
 
 
-def _train(lines: list[str], options: "FitOptions", vocab_size: int) -> bytes:
+def _train(lines: list[str], options: FitOptions, vocab_size: int) -> bytes:
     """One SentencePiece model; the thread count is fixed, for unigram's sums depend on it."""
     output = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
