@@ -9,7 +9,8 @@ t alone passes through l, r as well; as it ends in t, the pair that it merges la
 is therefore listed, at t's place. So both see the same candidates in the same order.
 
 The pattern that cuts text into words runs on two regular expression engines. `splits_agree` tries
-14,000 characters in six surroundings; the tests try all 1.1 million, for the patterns below.
+14,000 characters in six surroundings; `benchmarks/text_tokenizer.py --all-characters` tries all
+1.1 million, for the patterns below.
 """
 
 from collections.abc import Mapping

@@ -11,13 +11,14 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from plait.tokenizers.text_merges import PATTERNS
 
 SCRIPTS = [
-    "The quick brown fox jumps over the lazy dog; it'll DON'T stop.\n\n\tIndented  twice,   thrice.\n",
+    "The quick brown fox jumps; it'll DON'T stop.\n\n\tIndented  twice,   thrice.\n",
     "def f(x):\n    return x ** 2  # 1234567890\r\n\r\nprint(f'{x!r:>10}')\n",
     "Größe naïve façade — “quoted” straße ŒUVRE ı İ ſ K\n",
     "日本語のテキストです。中文分词没有空格。한국어 문장입니다.\n",
     "नमस्ते दुनिया, यह हिन्दी है। বাংলা ভাষা தமிழ் ภาษาไทยไม่มีช่องว่าง\n",
     "العربية تُكتب من اليمين. עברית עם ניקוד שָׁלוֹם. Ελληνικά, кириллица, ქართული, አማርኛ\n",
-    "\U0001f469\u200d\U0001f680\U0001f1e9\U0001f1ea x\u0301\u0302 ﬁ \u00a0\u3000\u2028\u2029\x85\x1f\x00 ½ ² Ⅻ ٣\n",
+    "\U0001f469\u200d\U0001f680\U0001f1e9\U0001f1ea x\u0301\u0302 ﬁ\n",
+    "\u00a0\u3000\u2028\u2029\x85\x1f\x00 ½ ² Ⅻ ٣\n",
     "<|endoftext|> </s> <s> <unk> [PAD] <0x41> <|im_start|>system\n",
     "      \n   \t\t \n x    y\u2581z \u2581\n",
 ]
@@ -49,7 +50,7 @@ def mixed(count: int, seed: int = 0) -> list[str]:
 def byte_level(
     documents: list[str], *, pattern: str = PATTERNS["gpt2"], size: int = 500, **changes: object
 ) -> dict:
-    """A `tokenizer.json`, parsed, of byte-level BPE with a special token, with some keys changed."""
+    """A parsed `tokenizer.json` of byte-level BPE with special tokens; some keys changed."""
     library = tokenizers.Tokenizer(models.BPE())
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [
