@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("plait", "torch", "torchvision", "torchaudio", "numpy", "sentencepiece", "triton")
+PACKAGES = (
+    "plait",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "numpy",
+    "sentencepiece",
+    "tiktoken",
+    "tokenizers",
+    "triton",
+)
 
 
 def describe_environment() -> dict[str, object]:

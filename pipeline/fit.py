@@ -47,7 +47,7 @@ class FitModule(Protocol):
 class FitJob:
     """Which samples to fit on, and where the tokenizer goes."""
 
-    sources: tyro.conf.Positional[tuple[str, ...]]
+    sources: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files or folders; `KIND:PATH` forces a kind of source."""
     out: Path
     """Folder for the tokenizer."""
@@ -66,9 +66,9 @@ class FitJob:
     json: bool = False
     """Print the report as JSON."""
 
-    def check(self) -> None:
+    def check(self, needs_sources: bool = True) -> None:
         """ConfigError if an option is out of range or the tokenizer is there already."""
-        if not self.sources:
+        if needs_sources and not self.sources:
             raise ConfigError("no SOURCE given; it is a file or a folder")
         if not 0 <= self.held_out < 1:
             raise ConfigError(f"--held-out is {self.held_out}: should be 0 or more, and below 1")
@@ -115,7 +115,8 @@ def find_module(kind: str) -> FitModule:
 
 def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, object]:
     """Fit, evaluate and save; returns what report.json holds."""
-    job.check()
+    taken_over = getattr(options, "source_model", None) is not None
+    job.check(needs_sources=not taken_over)
     module = find_module(kind)
     samples = find_samples(
         kind,
@@ -176,7 +177,7 @@ def _fit(
                 message += f", {name.replace('_', ' ')} {value:.4g}"
             bar.update(100 * share, message)
 
-        loaded = _first_or_error(samples)
+        loaded = _first_or_error(samples) if samples.sources else ()
         more = {} if state is None else {"state": state}
         tokenizer = module.fit(loaded, options, seed=seed, progress=progress, **more)
     for note in notes:

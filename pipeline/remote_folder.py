@@ -23,7 +23,7 @@ from plait.tokenizers.errors import ConfigError, ShardError
 
 THREADS = 8
 """Downloads at a time, ahead of need."""
-MODEL_FILES = ("sentencepiece.model", "weights.safetensors")
+MODEL_FILES = ("sentencepiece.model", "weights.safetensors", "tokenizer.json", "ranks.tiktoken")
 """Asked for where a server does not list a tokenizer's folder."""
 
 

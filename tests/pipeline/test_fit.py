@@ -232,6 +232,7 @@ def test_help_shows_the_options_of_the_kind(kind, capsys):
     for option in ("--out", "--held-out", "--max-samples", "--source", "--overwrite"):
         assert option in shown
     for name in find_module(kind).FitOptions.__dataclass_fields__:
+        name = {"source_model": "from"}.get(name, name)
         assert f"--{name.replace('_', '-')}" in shown
 
 
@@ -266,3 +267,22 @@ def test_fit_on_the_sample_data(sample_data, tmp_path):
     metrics = read_json(tmp_path / "t" / "report.json")["metrics"]
     assert metrics["exact"] == 1
     assert metrics["bytes_per_token"] > 2
+
+
+def test_text_takes_over_a_model_without_training(data, tmp_path, capsys):
+    trained, taken, exported = tmp_path / "trained", tmp_path / "taken", tmp_path / "t.json"
+    command = ["text", str(data / "text"), "--vocab-size", "300", "--model", "byte_bpe"]
+    assert main([*command, "--out", str(trained), "--export", str(exported)]) == 0
+    assert main(["text", "--from", str(exported), "--out", str(taken)]) == 0
+    assert load_tokenizer(taken).fingerprint == load_tokenizer(trained).fingerprint
+    assert read_json(taken / "report.json")["metrics"]["exact"] is None
+    again = ["text", str(data / "text"), "--from", str(trained), "--out", str(taken)]
+    with pytest.raises(ConfigError, match="overwrite"):
+        main(again)
+    assert main([*again, "--overwrite"]) == 0
+    assert read_json(taken / "report.json")["metrics"]["exact"] == 1
+    with pytest.raises(ConfigError, match="no SOURCE"):
+        main(["text", "--out", str(tmp_path / "none")])
+    with pytest.raises(SystemExit):
+        main(["text", "--help"])
+    assert "--from" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -173,3 +174,73 @@ def test_evaluate(tokenizer):
     assert report["bytes_per_token"] > 1
     assert 1 < report["perplexity"] <= report["codes_used"] <= tokenizer.vocab_size
     json.dumps(report, allow_nan=False)
+
+
+def test_user_symbols_are_one_piece():
+    for model in MODELS:
+        options = FitOptions(vocab_size=420, model=model, user_symbols=("<img>", "naïve"))
+        tokenizer = fit(DOCUMENTS, options)
+        for text, pieces in (("<img>", 1), ("<img><img>naïve", 3)):
+            encoded = tokenizer.encode_batch([text])[0]
+            assert len(encoded.ids) == pieces
+            assert tokenizer.decode(encoded) == text
+    for wrong in ("", "a b", "\u2581", "<unk>", "<0x41>", "a\n"):
+        with pytest.raises(ConfigError, match="user symbol"):
+            FitOptions(user_symbols=(wrong,))
+    with pytest.raises(ConfigError, match="twice"):
+        FitOptions(user_symbols=("a", "a"))
+    with pytest.raises(ConfigError, match="SentencePiece"):
+        FitOptions(user_symbols=("a",), model="byte_bpe")
+    with pytest.raises(ConfigError, match="at least 301"):
+        FitOptions(vocab_size=300, user_symbols=("a",))
+
+
+def test_byte_level_bpe(tmp_path):
+    options = FitOptions(vocab_size=350, model="byte_bpe")
+    tokenizer = fit(DOCUMENTS, options)
+    assert tokenizer.vocab_size == 350
+    assert tokenizer.fingerprint == fit(iter(DOCUMENTS), options).fingerprint
+    for text in [*DOCUMENTS[:3], *AWKWARD]:
+        assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+    report = evaluate(tokenizer, DOCUMENTS[:3])
+    assert report["exact"] == 1
+    assert report["bytes_per_token"] > 1
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint
+    messages = []
+    small = fit(["hello"], options, progress=lambda message, share: messages.append(message))
+    assert 256 <= small.vocab_size < 300
+    assert any("there is too little text" in m for m in messages)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "byte_bpe"])
+def test_a_very_long_line_is_trained_on(model):
+    line = "".join(f"xyzzyplugh{i % 7} " for i in range(30_000))
+    tokenizer = fit([line], FitOptions(vocab_size=300, model=model))
+    assert any("xyzzyplugh" in tokenizer.piece(i) for i in range(tokenizer.vocab_size))
+
+
+def test_training_says_what_it_leaves_out():
+    messages = []
+
+    def note(message, share):
+        messages.append(message)
+
+    fit(["a b c " * 1000, "x"], FitOptions(vocab_size=300, max_characters=900), progress=note)
+    assert any(m.startswith("note: trained on ") and "1 of them cut at 900" in m for m in messages)
+    messages.clear()
+    fit(["a b c"], FitOptions(vocab_size=300), progress=note)
+    assert not any("trained on" in m for m in messages)
+
+
+def test_memory_of_a_streamed_fit_is_bounded():
+    def stream():
+        for i in range(3000):
+            yield f"{i} " + "lorem ipsum dolor " * 500
+
+    options = FitOptions(vocab_size=300, max_characters=100_000)
+    tracemalloc.start()
+    fit(stream(), options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # of 27 million characters
