@@ -21,7 +21,13 @@ from plait.tokenizers.errors import ConfigError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
+MODULES = {
+    "text": "text",
+    "image": "image",
+    "speech": "speech",
+    "bytes": "byte_patch",
+    "entropy": "byte_lm",
+}
 """The file in tokenizers/ that fits each kind of tokenizer."""
 OLD_FILES = (
     *("config.json", "report.json", "rejected.jsonl"),
