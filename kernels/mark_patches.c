@@ -48,7 +48,7 @@ void mark_entropy(int64_t n, const float *entropies, int64_t m, const int64_t *f
             float entropy = entropies[i], risen = entropy - before;
             int start = (length == 0) | (length == longest);
             start |= (entropy > threshold) & (risen > rise);
-            length = start ? 1 : length + 1;
+            length = (length & ((int64_t)start - 1)) + 1; /* 1 at a start: no branch to guess */
             before = entropy;
             starts[i] = start;
         }
