@@ -87,10 +87,12 @@ def laid_out(documents: Iterable[bytes], least: int) -> tuple[Tensor, Tensor]:
 
     Short data are followed by BEGIN up to `least` inputs and one.
     """
-    parts = [np.concatenate([[BEGIN], np.frombuffer(x, np.uint8)]) for x in documents]
-    length = max(least + 1 - sum(map(len, parts)), 1)
-    parts.append(np.full(length, BEGIN))
-    inputs = np.concatenate(parts).astype(np.int16)
+    begin = np.full(1, BEGIN, np.int16)
+    parts: list[np.ndarray] = []
+    for data in documents:
+        parts += [begin, np.frombuffer(data, np.uint8).astype(np.int16)]
+    parts.append(begin.repeat(max(least + 1 - sum(map(len, parts)), 1)))
+    inputs = np.concatenate(parts)
     return torch.from_numpy(inputs), torch.from_numpy(np.cumsum(inputs == BEGIN, dtype=np.int32))
 
 
