@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
     from plait.tokenizers.fit_state import FitState
 
-MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
+MODULES = {
+    "text": "text",
+    "image": "image",
+    "speech": "speech",
+    "bytes": "byte_patch",
+    "entropy": "byte_lm",
+}
 """The file in tokenizers/ that fits each kind of tokenizer."""
 PAGE = "report.html"
 STATE = "unfinished.safetensors"

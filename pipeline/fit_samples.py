@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
     from plait.tokenizers.base import Waveform
 
-PARTS = {"text": ("text",), "image": ("image",), "speech": ("audio",), "bytes": ("bytes", "text")}
+PARTS = {
+    "text": ("text",),
+    "image": ("image",),
+    "speech": ("audio",),
+    "bytes": ("bytes", "text"),
+    "entropy": ("bytes", "text"),
+}
 """The parts of a sample that each kind of tokenizer takes."""
 MOST_HELD_OUT = 2000
 
@@ -155,7 +161,7 @@ def _checked(raw: Raw, kind: str) -> Raw:
         except UnicodeEncodeError as error:
             reason = f"lone surrogate at character {error.start}: no valid Unicode"
             raise SampleError(reason) from None
-        raw = data if kind == "bytes" else raw
+        raw = data if "bytes" in PARTS[kind] else raw
     if isinstance(raw, (str, bytes)) and not raw:
         raise SampleError("empty")
     return raw

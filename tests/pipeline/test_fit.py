@@ -56,7 +56,8 @@ SPEECH = ["--codebooks", "2", "--codebook-size", "16"]
 CASES = {
     "text": ["--vocab-size", "300"],
     "speech": SPEECH,
-    "bytes": ["--method", "fixed", "--patch-size", "4"],
+    "bytes": ["--method", "entropy", "--mean-patch", "3"],
+    "entropy": [*("--dim", "16", "--n-layers", "1", "--n-heads", "2", "--steps", "2")],
 }
 
 
@@ -223,7 +224,7 @@ def test_overwriting_with_another_kind_leaves_no_old_file(data, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "report.html", "report.json"]
 
 
-@pytest.mark.parametrize("kind", ["text", "image", "speech", "bytes"])
+@pytest.mark.parametrize("kind", ["text", "image", "speech", "bytes", "entropy"])
 def test_help_shows_the_options_of_the_kind(kind, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([kind, "--help"])
