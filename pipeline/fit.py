@@ -38,6 +38,8 @@ class FitModule(Protocol):
     FitOptions: "type[DataclassInstance]"
     fit: Callable[..., Tokenizer]
     evaluate: Callable[[Tokenizer, Iterable], dict[str, float]]
+    illustrate: Callable[[Tokenizer, Iterable, Path], list[str]]
+    """Optional: writes pictures of held-out samples into a folder, and returns their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,7 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         "sources": list(job.sources),
         "notes": notes,
     }
+    _illustrate(module, tokenizer, samples, job.out, report)
     _save(tokenizer, report, samples, job.out)
     return report
 
@@ -167,6 +170,20 @@ def _fit(
     for note in notes:
         print(f"{NOTE}{note}", file=sys.stderr)
     return tokenizer
+
+
+def _illustrate(
+    module: FitModule, tokenizer: Tokenizer, samples: FitSamples, out: Path, report: dict
+) -> None:
+    """Let the module write pictures into the folder `report`, in place of an older fit's."""
+    folder = out / "report"
+    if folder.is_dir():
+        for path in folder.glob("*.png"):
+            path.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    if hasattr(module, "illustrate"):
+        report["pictures"] = module.illustrate(tokenizer, samples.load(samples.held_out), out)
 
 
 def _first_or_error(samples: FitSamples) -> Iterable:

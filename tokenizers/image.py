@@ -36,13 +36,21 @@ from plait.tokenizers.image_grid import (
 )
 from plait.tokenizers.image_network import Autoencoder
 from plait.tokenizers.image_options import FitOptions
-from plait.tokenizers.image_report import evaluate
+from plait.tokenizers.image_report import evaluate, illustrate
 from plait.tokenizers.kmeans import kmeans
 from plait.tokenizers.pictures import scale, to_thumbnail
 from plait.tokenizers.sampling import choose
 from plait.tokenizers.topographic import fit_map
 
-__all__ = ["ConvCodes", "ConvFSQ", "FitOptions", "PatchKMeans", "evaluate", "fit"]
+__all__ = [
+    "ConvCodes",
+    "ConvFSQ",
+    "FitOptions",
+    "PatchKMeans",
+    "evaluate",
+    "fit",
+    "illustrate",
+]
 
 
 class ConvFSQ(PictureTokenizer):

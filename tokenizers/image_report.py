@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from plait.tokenizers.image_grid import PictureTokenizer
 from plait.tokenizers.image_metrics import frechet, psnr, ssim, texture_features
 from plait.tokenizers.quantize import CodeUse
 
-CELL, COLUMNS = 128, 8
-"""Pixels a side of a picture in the sheet, and pictures in a row of it."""
+CELL, COLUMNS, SHOWN = 128, 8, 32
+"""Pixels a side of a picture in the sheet, pictures in a row of it, and pictures at most."""
+SHEET = "report/before_after.png"
 
 
 def evaluate(tokenizer: PictureTokenizer, held_out: Iterable[Image.Image]) -> dict[str, float]:
@@ -55,6 +57,14 @@ def evaluate(tokenizer: PictureTokenizer, held_out: Iterable[Image.Image]) -> di
         "bits_per_image": bits / len(ids),
         "bits_per_pixel": bits / pixels,
     }
+
+
+def illustrate(
+    tokenizer: PictureTokenizer, held_out: Iterable[Image.Image], folder: Path
+) -> list[str]:
+    """Write `before_after.png` of the first held-out pictures; its name in a list."""
+    before_after(tokenizer, list(islice(held_out, SHOWN)), folder / SHEET)
+    return [SHEET]
 
 
 def before_after(tokenizer: PictureTokenizer, pictures: Sequence[Image.Image], path: Path) -> None:

@@ -180,6 +180,17 @@ def test_overwriting_with_another_kind_leaves_no_old_file(data, tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "report.json"]
 
 
+def test_pictures_before_and_after_are_kept_until_the_next_fit(data, tmp_path):
+    out = tmp_path / "t"
+    small = ["--levels", "3", "3", "--method", "patches", "--size", "32"]
+    main(["image", str(data / "images"), "--out", str(out), *small])
+    names = read_json(out / "report.json")["pictures"]
+    assert names == ["report/before_after.png"] and (out / names[0]).is_file()
+    assert load_tokenizer(out).fingerprint == read_json(out / "report.json")["fingerprint"]
+    main(["bytes", str(data / "images"), "--out", str(out), "--overwrite"])
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "report.json"]
+
+
 @pytest.mark.parametrize("kind", ["text", "image", "speech", "bytes"])
 def test_help_shows_the_options_of_the_kind(kind, capsys):
     with pytest.raises(SystemExit) as exit_:
