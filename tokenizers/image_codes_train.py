@@ -48,16 +48,12 @@ def train_codec(
     measure = PictureLoss(options)
     adversary = Adversary(options.adversarial)
     parameters = [*codec.parameters(), *quantizer.parameters()]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    optimizer = make_optimizer(parameters)
     recent: deque[Tensor] = deque(maxlen=WINDOW)
     codec.train()
     quantizer.train()
     for step in range(options.steps):
-        _set_rate(optimizer, step, options.steps)
+        set_rate(optimizer, step, options.steps)
         if step == round(SETTLE_FROM * options.steps):
             quantizer.settle()
         x_B3SS = scale(random_crops(thumbnails, BATCH, options.size, generator))
@@ -81,7 +77,17 @@ def train_codec(
     progress("training", 1.0)
 
 
-def _set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+def make_optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, where only matrices decay."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """A warm-up and a cosine."""
     warm = min(1.0, (step + 1) / WARM_UP)
     for group in optimizer.param_groups:
         group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
