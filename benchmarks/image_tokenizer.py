@@ -69,6 +69,7 @@ def main(options: Options) -> int:
         size=options.size,
         stride=options.stride,
         levels=options.levels,
+        codes=2 ** round(math.log2(math.prod(options.levels))),
         threads=options.threads,
         preset=options.preset,
     )
