@@ -1,9 +1,11 @@
-"""Fit both image tokenizers on the same pictures and compare them at equal bits.
+"""Fit image tokenizers on the same pictures and compare them at equal bits.
 
     python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 300 1500
+    python benchmarks/image_tokenizer.py FOLDER... --quantizers vq simvq lfq --preset small
 
-Held-out pictures are chosen by key, so both methods and every row see the same ones. A checkpoint
-is a whole fit of that many steps, as the learning rate's schedule depends on their number. Exit
+Held-out pictures are chosen by key, so all methods and every row see the same ones. A checkpoint
+is a whole fit of that many steps, as the learning rate's schedule depends on their number; rows of
+--quantizers are trained for the most of them. `gain` is the PSNR above that of patch k-means. Exit
 code 1 if `fsq`, after the most steps, is not better in PSNR.
 """
 
@@ -18,8 +20,9 @@ from PIL.Image import Image
 from plait.pipeline.fit_samples import find_samples
 from plait.pipeline.tables import make_console, print_table
 from plait.tokenizers.image import FitOptions, evaluate, fit
+from plait.tokenizers.image_options import PresetName, QuantizerName
 
-COLUMNS = ("psnr", "ssim", "codes_used", "perplexity", "bits_per_image")
+COLUMNS = ("psnr", "ssim", "frechet_texture", "codes_used", "perplexity", "bits_per_image")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,12 @@ class Options:
     """Files or folders with pictures."""
     checkpoints: tuple[int, ...] = (0, 300, 1500)
     """Training steps of `fsq`, a row each."""
+    quantizers: tuple[QuantizerName, ...] = ()
+    """Autoencoders trained end to end to measure too; all but `rvq` have about as many bits."""
+    preset: PresetName = "small"
+    """Their size."""
+    threads: int = 1
+    """Threads of a fit."""
     size: int = 64
     """Pixels a side."""
     stride: int = 8
@@ -56,9 +65,19 @@ def main(options: Options) -> int:
     )
     pictures = [x for x in samples.load(samples.fit) if isinstance(x, Image)]
     held_out = [x for x in samples.load(samples.held_out) if isinstance(x, Image)]
-    base = FitOptions(size=options.size, stride=options.stride, levels=options.levels)
+    base = FitOptions(
+        size=options.size,
+        stride=options.stride,
+        levels=options.levels,
+        codes=2 ** round(math.log2(math.prod(options.levels))),
+        threads=options.threads,
+        preset=options.preset,
+    )
     jobs = [replace(base, method="patches")]
     jobs += [replace(base, steps=steps) for steps in sorted(options.checkpoints)]
+    jobs += [
+        replace(base, quantizer=name, steps=max(options.checkpoints)) for name in options.quantizers
+    ]
     rows, quality = [], []
     for job in jobs:
         began_cpu, began = time.process_time(), time.monotonic()
@@ -66,16 +85,19 @@ def main(options: Options) -> int:
         cost = [f"{time.process_time() - began_cpu:.0f}", f"{time.monotonic() - began:.0f}"]
         report = evaluate(tokenizer, held_out)
         quality.append(report["psnr"])
-        name = job.method if job.method == "patches" else f"fsq, {job.steps} steps"
-        rows.append([name, *(f"{report[c]:.2f}" for c in COLUMNS), *cost])
+        name = f"{job.quantizer}, {job.preset}" if job.quantizer else job.method
+        name += "" if job.method == "patches" else f", {job.steps} steps"
+        gain = f"{report['psnr'] - quality[0]:+.2f}"
+        rows.append([name, *(f"{report[c]:.2f}" for c in COLUMNS), gain, *cost])
+        print(*rows[-1], file=sys.stderr, flush=True)
     title = f"{len(pictures):,} pictures, {len(held_out):,} held out"
     console = make_console()
     console.print(
         f"{title}, {(options.size // options.stride) ** 2} tokens of "
         f"{math.prod(options.levels)} codes"
     )
-    print_table(console, ["method", *COLUMNS, "CPU s", "wall s"], rows)
-    return 0 if quality[-1] > quality[0] else 1
+    print_table(console, ["method", *COLUMNS, "gain dB", "CPU s", "wall s"], rows)
+    return 0 if quality[len(options.checkpoints)] > quality[0] else 1
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How near a picture is to its original: PSNR and SSIM, of a whole batch at once.
+"""How near pictures are to their originals: PSNR, SSIM, and the Frechet distance of two sets.
 
-Both take pictures [B, 3, H, W] of values 0..255 (uint8 or float) and give one number a picture,
-float64 [B]. SSIM is Wang, Bovik, Sheikh and Simoncelli (2004): luma, an 11 x 11 Gaussian window of
-deviation 1.5, K1 = 0.01, K2 = 0.03, mean over the windows that lie wholly inside the picture.
+They take pictures [B, 3, H, W] of values 0..255 (uint8 or float); PSNR and SSIM give one number a
+picture, float64 [B]. SSIM is Wang, Bovik, Sheikh and Simoncelli (2004): luma, an 11 x 11 Gaussian
+window of deviation 1.5, K1 = 0.01, K2 = 0.03, mean over the windows that lie wholly inside.
 """
 
 import torch
@@ -58,3 +58,45 @@ def _gaussian(size: int) -> Tensor:
 def _check(x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"two batches [B, 3, H, W], not {tuple(x.shape)} and {tuple(y.shape)}")
+
+
+def texture_features(x_B3HW: Tensor) -> Tensor:
+    """Statistics of colour and edges at four scales, float64 [B, 48], for `frechet`.
+
+    At each scale, and for each of luma and two colour differences (all in 0..1 or around 0): mean,
+    deviation, and mean size of the differences to the right and to the pixel below.
+    """
+    x = x_B3HW.double() / PEAK
+    red, green, blue = x.unbind(1)
+    x = torch.stack([_luma(x)[:, 0], red - green, blue - (red + green) / 2], 1)
+    features = []
+    for scale in range(4):
+        x = x if scale == 0 else functional.avg_pool2d(x, 2, ceil_mode=True)
+        features += [x.mean((2, 3)), x.std((2, 3), correction=0)]
+        for axis in (2, 3):
+            change = x.diff(dim=axis).abs() if x.shape[axis] > 1 else torch.zeros_like(x)
+            features.append(change.mean((2, 3)))
+    return torch.cat(features, 1)
+
+
+def frechet(x_ND: Tensor, y_MD: Tensor) -> float:
+    """Frechet distance of the Gaussians of two sets of features (arXiv:1706.08500, eq. 6).
+
+    A covariance of fewer than D pictures has no full rank: compare only runs of as many pictures.
+    """
+    mean = (x_ND.mean(0) - y_MD.mean(0)).square().sum()
+    x_DD, y_DD = (_covariance(z.double()) for z in (x_ND, y_MD))
+    root_DD = _root(x_DD)
+    cross = _root(root_DD @ y_DD @ root_DD).trace()
+    return max(0.0, float(mean + x_DD.trace() + y_DD.trace() - 2 * cross))
+
+
+def _covariance(x_ND: Tensor) -> Tensor:
+    centred_ND = x_ND - x_ND.mean(0)
+    return centred_ND.T @ centred_ND / max(1, len(x_ND) - 1)
+
+
+def _root(x_DD: Tensor) -> Tensor:
+    """The square root of a symmetric matrix without negative eigenvalues but by rounding."""
+    values_D, vectors_DD = torch.linalg.eigh((x_DD + x_DD.T) / 2)
+    return vectors_DD * values_D.clamp(min=0).sqrt() @ vectors_DD.T

@@ -1,4 +1,4 @@
-"""Pictures to tensors: the middle square that a tokenizer sees, and crops to fit one on.
+"""Pictures to tensors: the middle rectangle that a tokenizer sees, and crops to fit one on.
 
 Only thumbnails, small uint8 pictures, are kept in memory for a fit. B pictures, S pixels a side.
 """
@@ -22,9 +22,14 @@ WHOLE = 0.3
 
 def to_tensor(image: Image, size: int) -> Tensor:
     """The middle square of a picture, uint8 [3, size, size]."""
-    side = min(image.size)
-    square = CenterCrop(side)(_rgb(image))
-    return pil_to_tensor(Resize((size, size), antialias=True)(square))
+    return to_rectangle(image, size, size)
+
+
+def to_rectangle(image: Image, height: int, width: int) -> Tensor:
+    """The largest middle part of this shape, resized, uint8 [3, height, width]."""
+    scale = min(image.height / height, image.width / width)
+    part = max(1, round(height * scale)), max(1, round(width * scale))
+    return pil_to_tensor(Resize((height, width), antialias=True)(CenterCrop(part)(_rgb(image))))
 
 
 def to_thumbnail(image: Image, size: int) -> Tensor:

@@ -1,14 +1,20 @@
-"""Finite scalar quantization, and how evenly codes are used.
+"""Quantizers: one interface, finite scalar quantization, and how evenly codes are used.
+
+A `Quantizer` learns; what it has learned is always one or more codebooks of vectors, each of which
+codes what the ones before it left over. So encoding is the same for all of them (residual.py): the
+nearest code, in float64, which is the sign of a vector for binary codes and rounding for FSQ.
+quantize_vq.py holds the learned codebooks, quantize_scalar.py those that are fixed grids.
 
 FSQ (arXiv:2309.15505) has no codebook to learn or to collapse: a vector of a few numbers is rounded
 number by number, each to one of a few levels, and the codebook is the grid of all combinations;
 [8, 5, 5, 5] gives 1000 codes. Here the numbers are counted in steps of the grid, 0 .. levels - 1,
 and limited by clamping, where the paper has tanh: our encoder's output is bounded by itself.
 
-K codes, A axes of the grid; `...` any leading dimensions.
+K codes, A axes of the grid; `...` any leading dimensions. N vectors, D width, C codebooks.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +61,43 @@ class FSQ(nn.Module):
     def grid(self) -> Tensor:
         """All grid points in the order of their codes, float32 [K, A]."""
         return self.to_point(torch.arange(self.codebook_size)).float()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Quantized:
+    """What a quantizer makes of vectors [N, D] while it learns."""
+
+    vectors_ND: Tensor
+    """The codes' vectors, with a gradient for the input (straight through or by rotation)."""
+    ids_NC: Tensor
+    """Codes int64, -1 in a codebook that quantizer dropout left out."""
+    loss: Tensor
+    """What the quantizer adds to the loss, a scalar: commitment, entropy; 0 for FSQ."""
+
+
+class Quantizer(nn.Module, ABC):
+    """Vectors float [N, D] to codes and back, by codebooks that may be learned."""
+
+    width: int
+    """D."""
+
+    @abstractmethod
+    def forward(self, z_ND: Tensor) -> Quantized:
+        """Quantize for training; in training mode it may also move the codebooks."""
+
+    @abstractmethod
+    def codebooks(self) -> Tensor:
+        """The vectors of all codes, float32 [C, K, D]: all that is kept of a fitted quantizer."""
+
+    def start(self, z_ND: Tensor, seed: int) -> None:
+        """Begin with vectors like these; nothing to do for a codebook that is fixed."""
+
+    def settle(self) -> None:
+        """Stop moving whole codes: called when training nears its end."""
+
+    def deviations(self) -> Tensor | None:
+        """The deviation of each axis [D] that suits the codes best; None where any does."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.tokenizers.image_metrics import psnr, ssim
+from plait.tokenizers.image_metrics import frechet, psnr, ssim, texture_features
 
 
 def pictures(seed, batch=3, height=20, width=17):
@@ -76,3 +76,28 @@ def test_shapes_are_checked():
             metric(x, y[:2])
         with pytest.raises(ValueError, match="B, 3, H, W"):
             metric(x[:, 0], y[:, 0])
+
+
+def test_frechet_of_known_gaussians():
+    """Of two normal distributions with commuting covariances it has a closed form."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 3, generator=generator, dtype=torch.float64)
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T
+    scale, shift = torch.tensor([2.0, 1.0, 0.5]).double(), torch.tensor([1.0, 0, 3]).double()
+    expected = float(shift.square().sum() + (scale - 1).square().sum())
+    assert frechet(x, x * scale + shift) == pytest.approx(expected, rel=1e-6)
+    assert frechet(x, x) == pytest.approx(0, abs=1e-6)
+    assert frechet(x[:1], x[:1]) == 0
+
+
+def test_texture_features_see_colour_and_blur():
+    x, _ = pictures(0, batch=30)
+    blurred = torch.nn.functional.avg_pool2d(x.float(), 3, 1, 1)
+    features = texture_features(x)
+    assert features.shape == (30, 48) and features.dtype == torch.float64
+    grey = x.float().mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    assert frechet(features, texture_features(blurred)) > 0.01
+    assert frechet(features, texture_features(grey)) > 0.01
+    half = frechet(features[:15], features[15:])
+    assert half < frechet(features, texture_features(blurred))
+    assert torch.isfinite(texture_features(x[..., :1, :1])).all()
