@@ -1,12 +1,12 @@
 """Fit the MDCT codec on real speech, 50 Hz x 8 x 1024, and measure it on sound it has not seen.
 
-    python benchmarks/speech_tokenizer.py FOLDER... --mixed
+    python benchmarks/speech_tokenizer.py FOLDER... --mixed utterances speakers
 
 A folder holds metadata.jsonl, with `file_name` and `speaker` in each row. Each folder of one
-speaker is a row of the table, split by utterance; --mixed adds two rows over all folders together,
-split by utterance, and by speaker: none of the held-out speakers was fitted on. Choices hang on a
+speaker is a row of the table, split by utterance; --mixed adds rows over all folders together,
+split by utterance, or by speaker: none of the held-out speakers was fitted on. Choices hang on a
 hash of names, so every run and every option sees the same ones. STOI needs plait[metrics]. Exit
-code 1 if the first folder is under the bars.
+code 1 if the first row is under the bars.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -34,8 +35,10 @@ class Options:
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders with metadata.jsonl and sounds."""
-    mixed: bool = False
-    """Also all folders together, by utterance and by speaker."""
+    single: bool = True
+    """Each folder of one speaker alone."""
+    mixed: tuple[Literal["utterances", "speakers"], ...] = ()
+    """Also all folders together, with new utterances, or new speakers, held out."""
     held_out: float = 0.1
     """Share of the utterances, or of the speakers, that is kept for the evaluation."""
     most_held_out: int = 100
@@ -43,9 +46,9 @@ class Options:
     shifts: int = 4
     """The codec's option of that name."""
     si_sdr_bar: float = 10.0
-    """dB that the first folder should reach."""
+    """dB that the first row should reach."""
     stoi_bar: float = 0.8
-    """STOI that the first folder should reach."""
+    """STOI that the first row should reach."""
     seed: int = 0
     """Seed of the fit."""
 
@@ -83,12 +86,12 @@ def main(options: Options) -> int:
     folders = [read_sounds(folder) for folder in options.folders]
     jobs: list[tuple[str, list[Sound], Callable[[Sound], str]]] = []
     for folder, sounds in zip(options.folders, folders, strict=True):
-        if len({sound.speaker for sound in sounds}) == 1:
+        if options.single and len({sound.speaker for sound in sounds}) == 1:
             jobs.append((folder.name, sounds, lambda sound: sound.key))
-    if options.mixed:
-        together = [sound for sounds in folders for sound in sounds]
-        jobs.append(("mixed, new utterances", together, lambda sound: sound.key))
-        jobs.append(("mixed, new speakers", together, lambda sound: sound.speaker))
+    together = [sound for sounds in folders for sound in sounds]
+    for new in options.mixed:
+        by = (lambda s: s.key) if new == "utterances" else (lambda s: s.speaker)
+        jobs.append((f"mixed, new {new}", together, by))
     reports = []
     for name, sounds, by in jobs:
         reports.append((name, *_measure(sounds, by, options)))
