@@ -105,7 +105,7 @@ def find_plan(spec: Mapping) -> Plan:
     if not all(character in vocab for character in BYTES):
         raise Unfit("its vocabulary lacks some of the 256 bytes")
     merges = [_pair(merge) for merge in model["merges"]]
-    tokens = [*CHARACTERS.values(), *_in_order(merges)]
+    tokens = [*sorted(BYTES, key=vocab.__getitem__), *_in_order(merges)]
     if model.get("ignore_merges"):
         known = {*tokens, *(added["content"] for added in spec.get("added_tokens") or [])}
         if not all(token in known or len(token) == 1 for token in vocab):

@@ -29,7 +29,8 @@ class Ranks:
         except (ValueError, KeyError) as error:
             raise ConfigError(f"its pattern is none that tiktoken takes: {error}") from None
         self.pattern = pattern
-        self._ids = ids
+        same = ids is None or np.array_equal(ids, np.arange(len(ids)))
+        self._ids = None if same else ids
 
     def encode(self, texts: list[str], num_threads: int = 1) -> list[np.ndarray]:
         """Int32 ids of each text; SampleError if one holds a lone surrogate."""
@@ -37,32 +38,30 @@ class Ranks:
             return in_threads(self._encode, texts, num_threads)
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        ordinary, lists, places = self._encoding.encode_ordinary, [], []
-        arrays: list[np.ndarray] = [np.zeros(0, np.int32)] * len(texts)
-        for place, text in enumerate(texts):
-            if len(text) < SHORT:
-                lists.append(ordinary(text if text.isascii() else checked(text)))
-                places.append(place)
-            else:
-                arrays[place] = self._long(text)
-        for place, array in zip(places, to_arrays(lists), strict=True):
-            arrays[place] = array
-        if self._ids is not None:
-            return [self._ids[array] for array in arrays]
-        return arrays
+        short = [text for text in texts if len(text) < SHORT]
+        for text in short:
+            if not text.isascii():
+                checked(text)
+        arrays = to_arrays(list(map(self._encoding.encode_ordinary, short)), self._ids)
+        if len(short) == len(texts):
+            return arrays
+        rest = iter(arrays)
+        return [next(rest) if len(text) < SHORT else self._long(text) for text in texts]
 
     def _long(self, text: str) -> np.ndarray:
         if has_long_space(text):
             return self._word_by_word(checked(text))
         try:
-            return self._encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=()).view(np.int32)
+            return ids if self._ids is None else self._ids[ids]
         except UnicodeEncodeError:
             checked(text)
             raise
 
     def _word_by_word(self, text: str) -> np.ndarray:
         words = words_of(text, self.pattern)
-        return np.concatenate(to_arrays([self._words.encode_ordinary(word) for word in words]))
+        lists = [self._words.encode_ordinary(word) for word in words]
+        return np.concatenate(to_arrays(lists, self._ids))
 
 
 def _encoding(ranks: dict[bytes, int], pattern: str) -> tiktoken.Encoding:
