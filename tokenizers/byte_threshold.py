@@ -4,6 +4,8 @@ A model is surer of what it has seen, so a threshold found there gives too many 
 The more bytes, the nearer; a corpus unlike it needs a search of its own (`plait fit`).
 """
 
+import heapq
+import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Protocol
@@ -50,20 +52,27 @@ class EntropySource(Protocol):
 def part_for_threshold(
     samples: Iterable[bytes], kept: list[bytes], most_bytes: int
 ) -> Iterator[bytes]:
-    """The samples in pieces, but for every tenth, which goes to `kept` up to `most_bytes`.
+    """The samples in pieces, but for every tenth, which goes to `kept`; a random choice of these
+    where they are more than `most_bytes`.
 
     Where there is no tenth piece, the last one is both learned and kept.
     """
+    rng, waiting = random.Random(0), []
     size = number = 0
     piece = b""
     for sample in samples:
         for a in range(0, len(sample), PIECE):
             piece, number = sample[a : a + PIECE], number + 1
-            if number % EVERY == 0 and size + len(piece) <= most_bytes:
-                kept.append(piece)
-                size += len(piece)
-            else:
+            if number % EVERY:
                 yield piece
+                continue
+            heapq.heappush(waiting, (rng.random(), number, piece))
+            size += len(piece)
+            while size > most_bytes and len(waiting) > 1:
+                *_, let_go = heapq.heappop(waiting)
+                size -= len(let_go)
+                yield let_go
+    kept += [x for _, _, x in sorted(waiting, key=lambda entry: entry[1])]
     if not kept:
         kept.append(piece)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plait.tokenizers import byte_patch
+from plait.tokenizers import byte_patch, byte_threshold
 from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.byte_entropy import UNIT, count
 from plait.tokenizers.byte_options import FitOptions
@@ -141,6 +141,16 @@ def test_threshold_for_a_mean_patch(rule, mean):
     assert report["longest_patch"] <= 16
     assert 1 < report["model_bits_per_byte"] < 4
     assert fit(texts[:12], options).fingerprint == tokenizer.fingerprint
+
+
+def test_bytes_for_the_threshold_come_from_everywhere(monkeypatch):
+    """A bounded part, from all sources alike; the rest is learned, each piece once."""
+    monkeypatch.setattr(byte_threshold, "PIECE", 10)
+    samples, kept = [bytes([i]) * 25 for i in range(200)], []
+    learned = list(byte_threshold.part_for_threshold(samples, kept, 300))
+    assert sorted(kept + learned) == sorted(x[a : a + 10] for x in samples for a in (0, 10, 20))
+    assert 250 < sum(map(len, kept)) <= 300
+    assert min(kept)[0] < 50 and max(kept)[0] > 150 and kept == sorted(kept)
 
 
 def test_a_mean_that_cannot_be_met_is_told():
