@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MODULES = {"text": "text", "image": "image", "speech": "speech", "bytes": "byte_patch"}
 """The file in tokenizers/ that fits each kind of tokenizer."""
+PRETRAINED = "pretrained"
+"""The kind that is not fitted: a published codec, taken as it is."""
 OLD_FILES = (
     *("config.json", "report.json", "rejected.jsonl"),
     *("weights.safetensors", "sentencepiece.model"),
@@ -83,6 +85,8 @@ def main(argv: Sequence[str]) -> int:
         print(_usage())
         return 0 if argv else 2
     kind, *rest = argv
+    if kind == PRETRAINED:
+        return import_module("plait.pipeline.fit_pretrained").main(rest)
     module = find_module(kind)
     command = tyro.cli(
         tyro.conf.OmitArgPrefixes[make_dataclass("Command", _groups(kind, module))],
@@ -106,7 +110,8 @@ def _groups(kind: str, module: FitModule) -> list[tuple[str, type]]:
 def find_module(kind: str) -> FitModule:
     """The module that fits a kind of tokenizer; ConfigError if there is none."""
     if kind not in MODULES:
-        raise ConfigError(f"no kind of tokenizer {kind!r}; there is {', '.join(MODULES)}")
+        known = ", ".join([*MODULES, PRETRAINED])
+        raise ConfigError(f"no kind of tokenizer {kind!r}; there is {known}")
     return cast(FitModule, import_module(f"plait.tokenizers.{MODULES[kind]}"))
 
 
@@ -232,6 +237,7 @@ def _shown(value: float | None) -> str:
 
 def _usage() -> str:
     lines = [f"  plait fit {kind} SOURCE... --out DIR [options]" for kind in MODULES]
+    lines.append(f"  plait fit {PRETRAINED} FOLDER --out DIR [options]")
     return "\n".join(
         [
             "usage:",
