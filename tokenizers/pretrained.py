@@ -113,7 +113,7 @@ def read_folder(folder: Path) -> tuple[Network, dict[str, object]]:
 def build(config: Mapping[str, object], weights: bytes, where: str = WEIGHTS_FILE) -> Network:
     """The library's model; ConfigError if configuration and weights do not fit each other."""
     _check_kind(config, Path(where))
-    _check_numbers(config, where)
+    check_numbers(config, where)
     config = _without_unsafe(config)
     try:
         tensors = safetensors.torch.load(weights)
@@ -263,7 +263,7 @@ def _without_unsafe(config: Mapping[str, object]) -> dict[str, object]:
     return kept
 
 
-def _check_numbers(value: object, where: str, name: str = "") -> None:
+def check_numbers(value: object, where: str, name: str = "") -> None:
     """Bounds on what a configuration can make the library do before weights are looked at."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -273,12 +273,12 @@ def _check_numbers(value: object, where: str, name: str = "") -> None:
                 raise ConfigError(
                     f"{where}: {key} is a {named!r}, and should be {' or '.join(allowed)}"
                 )
-            _check_numbers(inner, where, key)
+            check_numbers(inner, where, key)
     elif isinstance(value, (list, tuple)):
         if len(value) > MAX_DEPTH:
             raise ConfigError(f"{where}: {name} has {len(value)} entries (at most {MAX_DEPTH})")
         for inner in value:
-            _check_numbers(inner, where, name)
+            check_numbers(inner, where, name)
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         deep = any(word in name for word in ("layer", "block", "num_quant", "n_codebooks"))
         limit = MAX_DEPTH if deep and isinstance(value, int) else MAX_NUMBER

@@ -3,6 +3,7 @@
 import json
 import pickle
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from plait.pipeline import cli
 from plait.pipeline.fit_pretrained import make
 from plait.tokenizers.base import Encoded, Waveform, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
-from plait.tokenizers.pretrained import KINDS
+from plait.tokenizers.pretrained import KINDS, check_numbers
 from plait.tokenizers.pretrained_image import PretrainedImage
 from plait.tokenizers.pretrained_speech import PretrainedSpeech
 
@@ -265,6 +266,20 @@ def test_lower_precision_is_kept_on_disk_and_run_in_float32(tmp_path):
     wave = sound(3000, 16_000)
     again = load_tokenizer(tmp_path / "t")
     assert np.array_equal(again.encode_batch([wave])[0].ids, tokenizer.encode_batch([wave])[0].ids)
+
+
+def test_without_the_library(folders, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"plait\[pretrained\]"):
+        make(folders["dac"])
+
+
+def test_the_usual_sizes_are_within_the_bounds():
+    """The library's own defaults are the published models'; none may be refused as too large."""
+    for kind, known in KINDS.items():
+        settings = getattr(transformers, known.name).config_class()
+        config = json.loads(settings.to_json_string(use_diff=False))
+        check_numbers(config, kind)
 
 
 def edit(folder: Path, **changes) -> None:
