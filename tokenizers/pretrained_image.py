@@ -4,7 +4,7 @@ A picture's short side is resized and the middle square kept, as Chameleon's own
 (arXiv:2405.09818, section 2.1); means, deviations and the filter are those of the folder's
 `preprocessor_config.json`. Janus's and Emu3's own preparations keep the whole picture, padded or of
 any size: here every picture is one square grid. Pictures are encoded one by one, so no batch mate
-can change a rounding, and on a CPU a batch of these networks is no faster.
+can change a rounding.
 
 Janus normalises its codebook when it decodes, the library not when it encodes: here both do, as
 in LlamaGen (arXiv:2406.06525), from which it is.
