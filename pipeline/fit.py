@@ -37,6 +37,8 @@ MODULES = {
 PAGE = "report.html"
 STATE = "unfinished.safetensors"
 """What a fit that was killed goes on from; gone when it is done."""
+PRETRAINED = "pretrained"
+"""The kind that is not fitted: a published codec, taken as it is."""
 NOTE = "note: "
 """A progress message that starts so is printed, and kept in the report."""
 
@@ -92,6 +94,8 @@ def main(argv: Sequence[str]) -> int:
         print(_usage())
         return 0 if argv else 2
     kind, *rest = argv
+    if kind == PRETRAINED:
+        return import_module("plait.pipeline.fit_pretrained").main(rest)
     module = find_module(kind)
     command = tyro.cli(
         tyro.conf.OmitArgPrefixes[make_dataclass("Command", _groups(kind, module))],
@@ -115,7 +119,8 @@ def _groups(kind: str, module: FitModule) -> list[tuple[str, type]]:
 def find_module(kind: str) -> FitModule:
     """The module that fits a kind of tokenizer; ConfigError if there is none."""
     if kind not in MODULES:
-        raise ConfigError(f"no kind of tokenizer {kind!r}; there is {', '.join(MODULES)}")
+        known = ", ".join([*MODULES, PRETRAINED])
+        raise ConfigError(f"no kind of tokenizer {kind!r}; there is {known}")
     return cast(FitModule, import_module(f"plait.tokenizers.{MODULES[kind]}"))
 
 
@@ -282,6 +287,7 @@ def _shown(value: float | None) -> str:
 
 def _usage() -> str:
     lines = [f"  plait fit {kind} SOURCE... --out DIR [options]" for kind in MODULES]
+    lines.append(f"  plait fit {PRETRAINED} FOLDER --out DIR [options]")
     return "\n".join(
         [
             "usage:",

@@ -7,6 +7,7 @@ other programs). What cannot be read is a SampleError with the reason.
 
 import io
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 1 << 29
 MAX_CHANNELS = 32
+MAX_SAMPLES = 1800 * 48_000
+"""Half an hour at 48 kHz: at the highest rate, a small file could ask for gigabytes."""
 SAMPLE_RATES_HZ = (1_000, 768_000)
 MAX_PROFILE_BYTES = 4 << 20
+BAND_PIXELS = 1 << 20
 _BLOCK = 1 << 16
 
 
@@ -96,10 +100,9 @@ def _decode(stream: io.BytesIO, max_pixels: int) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF data does not make the picture unreadable
-        return image
+    with suppress(Exception):  # damaged EXIF data does not make the picture unreadable
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -107,9 +110,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _from_deep(image)
     if not image.has_transparency_data:
         return _in_srgb(image if image.mode == "CMYK" else image.convert("RGB"), image)
-    clear = _in_srgb(image.convert("RGBA"), image)
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, clear).convert("RGB")
+    return _on_white(_in_srgb(image if image.mode == "RGBA" else image.convert("RGBA"), image))
+
+
+def _on_white(clear: Image.Image) -> Image.Image:
+    """RGBA to RGB, some rows at a time: two more whole pictures would take 0.4 GB."""
+    width, height = clear.size
+    solid = Image.new("RGB", clear.size)
+    rows = max(1, BAND_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        band = clear.crop((0, top, width, min(height, top + rows)))
+        white = Image.new("RGBA", band.size, "white")
+        solid.paste(Image.alpha_composite(white, band).convert("RGB"), (0, top))
+    return solid
 
 
 def _in_srgb(image: Image.Image, read: Image.Image) -> Image.Image:
@@ -119,13 +132,13 @@ def _in_srgb(image: Image.Image, read: Image.Image) -> Image.Image:
     space = b"CMYK" if image.mode == "CMYK" else b"RGB "
     known = b"sRGB" in profile or "sRGB".encode("utf-16-be") in profile
     if known or profile[16:20] != space or len(profile) > MAX_PROFILE_BYTES:
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
     try:
         found = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, found, srgb, outputMode=mode) or image
     except (ImageCms.PyCMSError, OSError):  # a damaged profile does not make it unreadable
-        return image.convert(mode)
+        return image if image.mode == mode else image.convert(mode)
 
 
 def _from_deep(image: Image.Image) -> Image.Image:
@@ -157,4 +170,6 @@ def _read_mono(sound: soundfile.SoundFile, max_duration_s: float) -> np.ndarray:
         length += len(block)
         if length > limit:
             raise SampleError(f"sound of more than {max_duration_s:g} s")
+        if length > MAX_SAMPLES:
+            raise SampleError(f"sound of more than {MAX_SAMPLES:,} samples")
     return np.concatenate(blocks)
