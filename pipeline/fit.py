@@ -15,7 +15,7 @@ import tyro
 import xxhash
 
 from plait.pipeline.fields import parse_fields
-from plait.pipeline.fit_page import write_fit_page
+from plait.pipeline.fit_page import empty_folder, write_fit_page
 from plait.pipeline.fit_samples import FitSamples, find_samples
 from plait.pipeline.progress import Progress
 from plait.tokenizers.base import Tokenizer
@@ -237,9 +237,7 @@ def _chain(first: object, others: Iterable) -> Iterable:
 
 
 def _save(tokenizer: Tokenizer, report: dict[str, object], samples: FitSamples, out: Path) -> None:
-    if (out / "config.json").is_file():  # each file in a tokenizer's folder belongs to it
-        for path in [path for path in out.iterdir() if path.is_file()]:
-            path.unlink()
+    empty_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(
         json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tyro
 
+from plait.pipeline.fit_page import empty_folder
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.pretrained import KINDS, read_folder
@@ -57,8 +58,7 @@ def run(job: PretrainedJob) -> dict[str, object]:
     if (job.out / "config.json").exists() and not job.overwrite:
         raise ConfigError(f"{job.out}: a tokenizer is there already; --overwrite replaces it")
     tokenizer = make(job.folder, job.codebooks, job.size)
-    for name in ("config.json", "report.json", "rejected.jsonl", "sentencepiece.model"):
-        (job.out / name).unlink(missing_ok=True)
+    empty_folder(job.out)
     import transformers
 
     report: dict[str, object] = {

@@ -4,7 +4,9 @@ Classes are found by listing the folder. A new one fails here until MAKERS says 
 one of it, on which batch sizes, batch mates, threads and a way through the disk are then tried.
 """
 
+import base64
 import inspect
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,11 +17,14 @@ import soundfile
 import torch
 from PIL import Image
 
-from plait.tokenizers import byte_patch, image, speech, text
+from plait.tokenizers import byte_lm, byte_patch, image, speech, text, text_hf
 from plait.tokenizers.base import Encoded, Tokenizer, Waveform, load_tokenizer
+from plait.tokenizers.image_options import Method, QuantizerName
 from plait.tokenizers.media import read_image
+from plait.tokenizers.text_merges import PATTERNS, find_plan
 
 from .made_codecs import make_model, save_model
+from .text_models import byte_level
 
 TEXTS = ["", "a", "to be, or\nnot", "\t  x = 1\n" * 30, "Zażółć 日本語 \U0001f600", "é" * 400]
 
@@ -42,7 +47,7 @@ def small_text() -> Tokenizer:
     return text.fit(TEXTS * 3, text.FitOptions(vocab_size=300))
 
 
-def small_image(method: image.Method) -> Tokenizer:
+def small_image(method: Method) -> Tokenizer:
     options = image.FitOptions(
         method=method, size=32, dim=16, n_blocks=1, steps=3, levels=(8, 5, 5), n_patches=2000
     )
@@ -52,6 +57,45 @@ def small_image(method: image.Method) -> Tokenizer:
 def small_speech(method: str) -> Tokenizer:
     options = speech.FitOptions(method=method, codebooks=3, codebook_size=64, units=40)  # type: ignore[arg-type]
     return speech.fit(some_sounds(), options)
+
+
+def small_codes(quantizer: QuantizerName) -> Tokenizer:
+    options = image.FitOptions(
+        quantizer=quantizer,
+        preset="tiny",
+        size=32,
+        levels=(5, 4, 3),
+        codes=64,
+        codebooks=2,
+        steps=3,
+        n_patches=2000,
+    )
+    return image.fit(some_pictures(), options)
+
+
+def small_lm() -> Tokenizer:
+    options = byte_lm.FitOptions(
+        dim=16, n_layers=2, n_heads=2, window=8, hash_bits=6, steps=3, batch=2, seq_len=32
+    )
+    return byte_lm.fit([t.encode() for t in TEXTS * 30], options)
+
+
+def hugging_face() -> Tokenizer:
+    return text_hf.HuggingFace(json.dumps(byte_level(TEXTS * 3)).encode())
+
+
+def ranks() -> Tokenizer:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ranks.tiktoken"
+        lines = [
+            f"{base64.b64encode(token).decode()} {rank}\n"
+            for token, rank in find_plan(byte_level(TEXTS * 3)).ranks.items()
+        ]
+        path.write_text("".join(lines))
+        options = text.FitOptions(source_model=str(path), pattern=PATTERNS["gpt2"])
+        return text.fit([], options)
 
 
 def codec(model_type: str) -> Tokenizer:
@@ -69,6 +113,10 @@ MAKERS = {
     "text:Text": [small_text],
     "image:ConvFSQ": [lambda: small_image("fsq")],
     "image:PatchKMeans": [lambda: small_image("patches")],
+    "image_codes:ConvCodes": [lambda: small_codes("vq"), lambda: small_codes("rvq")],
+    "text_hf:HuggingFace": [hugging_face],
+    "text_tiktoken:Tiktoken": [ranks],
+    "byte_lm:LMPatch": [small_lm],
     "speech:MDCT": [lambda: small_speech("mdct")],
     "units:Units": [lambda: small_speech("units")],
     "byte_patch:BytePatch": [
