@@ -7,7 +7,6 @@ threads, so the same samples and seed give the same weights to the last bit on o
 B pictures, S pixels a side, N patches, P values of a patch.
 """
 
-import math
 from collections import deque
 from collections.abc import Sequence
 
@@ -16,12 +15,13 @@ from torch import Tensor, nn
 
 from plait.tokenizers.base import Progress
 from plait.tokenizers.image_codes_network import Codec, through
+from plait.tokenizers.image_fit import make_optimizer, set_rate
 from plait.tokenizers.image_losses import Adversary, PictureLoss
 from plait.tokenizers.image_options import FitOptions
 from plait.tokenizers.pictures import random_crops, scale
 from plait.tokenizers.quantize import CodeUse, Quantizer
 
-LR, WEIGHT_DECAY, BATCH, WARM_UP = 1e-3, 0.01, 16, 50
+WEIGHT_DECAY, BATCH = 0.01, 16
 WINDOW = 32
 """Batches whose codes the progress line counts."""
 SETTLE_FROM = 0.7
@@ -48,7 +48,7 @@ def train_codec(
     measure = PictureLoss(options)
     adversary = Adversary(options.adversarial)
     parameters = [*codec.parameters(), *quantizer.parameters()]
-    optimizer = make_optimizer(parameters)
+    optimizer = make_optimizer(parameters, WEIGHT_DECAY)
     recent: deque[Tensor] = deque(maxlen=WINDOW)
     codec.train()
     quantizer.train()
@@ -75,22 +75,6 @@ def train_codec(
             progress(_line(error.item(), recent, quantizer), step / options.steps)
     quantizer.eval()
     progress("training", 1.0)
-
-
-def make_optimizer(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, where only matrices decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-    """A warm-up and a cosine."""
-    warm = min(1.0, (step + 1) / WARM_UP)
-    for group in optimizer.param_groups:
-        group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 def _line(error: float, recent: deque[Tensor], quantizer: Quantizer) -> str:

@@ -57,16 +57,11 @@ def train(
     model.train()
     mean = copy.deepcopy(model)
     decoder = model.decoder
-    weights = [p for p in decoder.parameters() if p.ndim > 1]
-    rest = [p for p in decoder.parameters() if p.ndim <= 1]
-    groups = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY)
+    optimizer = make_optimizer(list(decoder.parameters()), WEIGHT_DECAY)
     parts = {"model": model, "mean": mean}
     loop = Loop(state, parts, {"optimizer": optimizer}, {"generator": generator})
     for step in range(loop.start(), steps):
-        warm = min(1.0, (step + 1) / WARM_UP)
-        for group in optimizer.param_groups:
-            group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        set_rate(optimizer, step, steps)
         x_B3SS = scale(random_crops(thumbnails, BATCH, size, generator))
         loss = (decoder(model.encode(x_B3SS)) - x_B3SS).square().mean()
         optimizer.zero_grad()
@@ -79,6 +74,24 @@ def train(
         loop.end_step(step)
     progress("training", 1.0)
     return mean.eval()
+
+
+def make_optimizer(
+    parameters: Sequence[nn.Parameter], weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW, where only matrices decay."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
+    """A warm-up and a cosine."""
+    warm = min(1.0, (step + 1) / WARM_UP)
+    for group in optimizer.param_groups:
+        group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 @contextmanager

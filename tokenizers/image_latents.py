@@ -30,8 +30,8 @@ from plait.tokenizers.checks import (
 )
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image_codes_network import Codec
-from plait.tokenizers.image_codes_train import make_optimizer, set_rate
-from plait.tokenizers.image_fit import sample_patches, threads
+from plait.tokenizers.image_codes_train import WEIGHT_DECAY
+from plait.tokenizers.image_fit import make_optimizer, sample_patches, set_rate, threads
 from plait.tokenizers.image_grid import BATCH, MAX_BLOCKS, MAX_DIM, check_grid, checked, grid_of
 from plait.tokenizers.image_options import PRESETS, PresetName
 from plait.tokenizers.pictures import (
@@ -198,7 +198,7 @@ def _train(
 ) -> None:
     log_variance_D = nn.Parameter(torch.full((options.channels,), LOG_VARIANCE))
     parameters = [*codec.parameters(), log_variance_D]
-    optimizer = make_optimizer(parameters)
+    optimizer = make_optimizer(parameters, WEIGHT_DECAY)
     for step in range(options.steps):
         set_rate(optimizer, step, options.steps)
         x_B3SS = scale(random_crops(thumbnails, BATCH, options.size, generator))

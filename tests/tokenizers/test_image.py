@@ -10,18 +10,9 @@ from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvFSQ, FitOptions, PatchKMeans, evaluate, fit
 from plait.tokenizers.pictures import random_crops, to_tensor, to_thumbnail
 
+from .made_pictures import picture
+
 TINY = FitOptions(size=32, stride=8, levels=(5, 4, 3), dim=32, n_blocks=1, steps=20, n_patches=3000)
-
-
-def picture(seed, width=48, height=40):
-    """Coloured discs on white, as clipart is."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    for _ in range(4):
-        cx, cy, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(3, 14)
-        pixels[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = rng.integers(0, 256, 3)
-    return Image.fromarray(pixels)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvCodes, FitOptions, evaluate, fit
 from plait.tokenizers.image_grid import grids, nearest_grid
 
+from .made_pictures import picture
+
 TINY = {
     "size": 32,
     "stride": 8,
@@ -25,17 +27,6 @@ TINY = {
     "n_patches": 2000,
 }
 NAMES = ["vq", "simvq", "rvq", "fsq", "lfq", "bsq"]
-
-
-def picture(seed, width=48, height=40):
-    """Coloured discs on white, as clipart is."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    for _ in range(4):
-        cx, cy, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(3, 14)
-        pixels[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = rng.integers(0, 256, 3)
-    return Image.fromarray(pixels)
 
 
 PICTURES = [picture(seed, 40 + seed % 30, 70 - seed % 25) for seed in range(60)]
