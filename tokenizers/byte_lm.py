@@ -30,6 +30,7 @@ from plait.tokenizers.byte_threshold import part_for_threshold, with_limit
 from plait.tokenizers.byte_train import Training, train
 from plait.tokenizers.checks import WEIGHTS_FILE, weights_from_files, weights_to_bytes
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.image_fit import threads
 from plait.tokenizers.sampling import choose
 
@@ -176,12 +177,17 @@ class LMStream:
 
 
 def fit(
-    samples: Iterable[bytes], options: FitOptions, *, seed: int = 0, progress: Progress = ignore
+    samples: Iterable[bytes],
+    options: FitOptions,
+    *,
+    seed: int = 0,
+    progress: Progress = ignore,
+    state: FitState = KEPT_NOWHERE,
 ) -> LMPatch:
     """Train the network, then find the threshold; equal samples and seed give equal weights."""
     kept: list[bytes] = []
     learned = part_for_threshold(samples, kept, CALIBRATION_BYTES)
-    network = train(options.network, learned, options, seed=seed, progress=progress)
+    network = train(options.network, learned, options, seed=seed, progress=progress, state=state)
     source = LMEntropies(network)
     progress("finding the threshold", 0.95)
     return LMPatch(with_limit(options, source, kept, progress), source)

@@ -9,15 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.tokenizers.base import Progress
+from plait.tokenizers.base import Progress, ignore
 from plait.tokenizers.byte_network import BEGIN, ByteNetwork, NetworkConfig, window_mask
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_fit import threads
+from plait.tokenizers.optimizer import make_optimizer, set_rate
 from plait.tokenizers.sampling import choose
 
 WEIGHT_DECAY = 0.1
-WARM_UP = 50
-"""Steps."""
+LEAST = 0.1
+"""Share of the learning rate at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,8 @@ def train(
     options: Training,
     *,
     seed: int,
-    progress: Progress,
+    progress: Progress = ignore,
+    state: FitState = KEPT_NOWHERE,
 ) -> ByteNetwork:
     """A network fitted to the samples; seeded, bit-equal on one machine."""
     chosen = choose(samples, len, options.max_mb * 1_000_000, seed=seed)
@@ -62,23 +65,20 @@ def train(
         torch.manual_seed(seed)
         network = ByteNetwork(config)
         generator = torch.Generator().manual_seed(seed)
-        many = [p for p in network.parameters() if p.ndim > 1]
-        few = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [{"params": many, "weight_decay": WEIGHT_DECAY}, {"params": few}]
-        optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.0)
-        for step in range(options.steps):
-            warm = min(1.0, (step + 1) / WARM_UP)
-            for group in optimizer.param_groups:
-                cosine = 0.55 + 0.45 * math.cos(math.pi * step / options.steps)
-                group["lr"] = options.lr * warm * cosine
+        optimizer = make_optimizer(network.parameters(), WEIGHT_DECAY, options.lr)
+        parts, generators = {"network": network}, {"crops": generator}
+        loop = Loop(state, parts, {"optimizer": optimizer}, generators)
+        for step in range(loop.start(), options.steps):
+            set_rate(optimizer, step, options.steps, options.lr, LEAST)
             loss = crop_loss(network, text, document, options, generator)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             if step % 10 == 0:
-                bits = loss.item() / math.log(2)
-                progress(f"training: {bits:.3f} bits a byte", 0.95 * step / options.steps)
+                share = 0.95 * step / options.steps
+                progress("training", share, bits_per_byte=loss.item() / math.log(2))
+            loop.end_step(step)
     return network
 
 

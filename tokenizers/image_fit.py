@@ -8,7 +8,6 @@ B pictures, S pixels a side, N patches, P values of a patch.
 """
 
 import copy
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,9 +18,10 @@ from torch.nn.functional import pixel_unshuffle
 from plait.tokenizers.base import Progress, ignore
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_network import Autoencoder
+from plait.tokenizers.optimizer import make_optimizer, set_rate
 from plait.tokenizers.pictures import random_crops, scale, whole_crops
 
-LR, WEIGHT_DECAY, BATCH, WARM_UP = 1e-3, 0.05, 16, 50
+WEIGHT_DECAY, BATCH = 0.05, 16
 AVERAGE = 0.995
 """Decay of the running mean of the weights, which is what is kept."""
 
@@ -57,7 +57,7 @@ def train(
     model.train()
     mean = copy.deepcopy(model)
     decoder = model.decoder
-    optimizer = make_optimizer(list(decoder.parameters()), WEIGHT_DECAY)
+    optimizer = make_optimizer(decoder.parameters(), WEIGHT_DECAY)
     parts = {"model": model, "mean": mean}
     loop = Loop(state, parts, {"optimizer": optimizer}, {"generator": generator})
     for step in range(loop.start(), steps):
@@ -74,24 +74,6 @@ def train(
         loop.end_step(step)
     progress("training", 1.0)
     return mean.eval()
-
-
-def make_optimizer(
-    parameters: Sequence[nn.Parameter], weight_decay: float
-) -> torch.optim.Optimizer:
-    """AdamW, where only matrices decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.99), weight_decay=weight_decay)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
-    """A warm-up and a cosine."""
-    warm = min(1.0, (step + 1) / WARM_UP)
-    for group in optimizer.param_groups:
-        group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from plait.tokenizers.byte_lm import FitOptions, LMEntropies, LMPatch, evaluate,
 from plait.tokenizers.byte_network import BEGIN, ByteNetwork, NetworkConfig
 from plait.tokenizers.byte_train import allowed_keys, crop_loss, laid_out
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.fit_state import FitState
 
 CONFIG = NetworkConfig(dim=16, n_layers=2, n_heads=2, window=8, hash_bits=5)
 TINY = FitOptions(
@@ -30,6 +31,10 @@ TINY = FitOptions(
     max_patch=12,
 )
 TEXTS = [b"a cat sat on the mat, and a bat sat on a hat. " * 8, b"to be, or not to be " * 9]
+
+
+class KilledError(Exception):
+    pass
 
 
 def random_network(config: NetworkConfig = CONFIG) -> ByteNetwork:
@@ -166,6 +171,27 @@ def test_fit_learns_and_repeats(fitted):
     assert report["bytes_per_patch"] == pytest.approx(4.0, rel=0.2)
     assert fit(TEXTS, TINY).fingerprint == fitted.fingerprint
     assert fit(TEXTS, TINY, seed=1).fingerprint != fitted.fingerprint
+
+
+def test_a_killed_fit_goes_on_to_the_same_weights(fitted, tmp_path):
+    path, seen = tmp_path / "state", []
+
+    def stop_at(share: float):
+        def progress(message: str, done: float, **figures: float) -> None:
+            seen.append((done, figures))
+            if done > share:
+                raise KilledError
+
+        return progress
+
+    for share in (0.4, 0.7):
+        with pytest.raises(KilledError):
+            fit(TEXTS, TINY, state=FitState(path, "a", 0.0), progress=stop_at(share))
+    assert fit(TEXTS, TINY, state=FitState(path, "a", 0.0)).fingerprint == fitted.fingerprint
+    curve = [figures["bits_per_byte"] for _, figures in seen]
+    assert curve[0] == pytest.approx(8, abs=0.1) and curve[-1] < 5
+    steps = [round(done / 0.95 * TINY.steps) for done, _ in seen]
+    assert steps == [0, 10, 20, 30, 40, 40, 50, 60]  # killed in step 40, and gone on from there
 
 
 def test_save_and_load(fitted, tmp_path):
