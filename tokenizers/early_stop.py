@@ -1,4 +1,4 @@
-"""Ending a fit when samples it does not learn from stop getting better, and keeping its best weights.
+"""Ending a fit when samples that it does not learn from get no better, with its best weights.
 
 The loss on these samples is looked at `CHECKS` times in a fit, evenly; after `patience` looks
 without a new lowest one the fit ends. What is kept is the state of the best look.
@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from plait.tokenizers.base import Progress, ignore
 from plait.tokenizers.errors import ConfigError
 
 CHECKS = 50
@@ -25,25 +26,35 @@ T = TypeVar("T")
 class EarlyStop(nn.Module):
     """Watches a fit of so many steps, and copies `kept` at its best; patience 0 does nothing.
 
-    A module, so that a resumed fit (fit_state.Loop) takes it up like its other parts.
+    `measure` gives the loss of `kept` on what is set aside; it is shown as `loss_aside`. This is a
+    module, so that a resumed fit (fit_state.Loop) takes it up like its other parts.
     """
 
     lowest: Tensor
     failed: Tensor
 
-    def __init__(self, kept: nn.Module, steps: int, patience: int) -> None:
+    def __init__(
+        self,
+        kept: nn.Module,
+        steps: int,
+        patience: int,
+        measure: Callable[[], float],
+        progress: Progress = ignore,
+    ) -> None:
         super().__init__()
-        self.patience, self.every = patience, max(1, steps // CHECKS)
-        self.best = copy.deepcopy(kept) if patience else nn.Module()
+        self.steps, self.patience, self.every = steps, patience, max(1, steps // CHECKS)
+        self._measure, self._progress = measure, progress
         self._kept = (kept,)  # in a tuple, so that it is no submodule
+        self.best = copy.deepcopy(kept) if patience else nn.Module()
         self.register_buffer("lowest", torch.tensor(math.inf, dtype=torch.float64))
         self.register_buffer("failed", torch.tensor(0))
 
-    def ends(self, step: int, measure: Callable[[], float]) -> bool:
-        """Whether the fit ends after step `step`, from 0; calls `measure` where a look is due."""
+    def ends(self, step: int) -> bool:
+        """Whether the fit ends after step `step`, from 0."""
         if not self.patience or (step + 1) % self.every:
             return False
-        loss = measure()
+        loss = self._measure()
+        self._progress("training", (step + 1) / self.steps, loss_aside=loss)
         if loss < self.lowest.item():
             self.lowest.fill_(loss)
             self.failed.zero_()

@@ -64,7 +64,7 @@ def train(
     mean = copy.deepcopy(model)
     decoder = model.decoder
     optimizer = make_optimizer(list(decoder.parameters()), WEIGHT_DECAY)
-    stop = EarlyStop(mean, steps, patience)
+    stop = EarlyStop(mean, steps, patience, lambda: squared_error(mean, aside, size), progress)
     parts = {"model": model, "mean": mean, "stop": stop}
     loop = Loop(state, parts, {"optimizer": optimizer}, {"generator": generator})
     for step in range(loop.start(), steps):
@@ -78,13 +78,7 @@ def train(
         _average(mean, model, min(AVERAGE, (step + 1) / (step + 20)))
         if step % 10 == 0:
             progress("training", step / steps, squared_error=loss.item())
-
-        def look(share: float = (step + 1) / steps) -> float:
-            error = squared_error(mean, whole_crops(aside, size))
-            progress("training", share, squared_error_set_aside=error)
-            return error
-
-        if stop.ends(step, look):
+        if stop.ends(step):
             break
         loop.end_step(step)
     stop.restore()
@@ -93,11 +87,11 @@ def train(
 
 
 @torch.no_grad()
-def squared_error(model: Autoencoder, pixels_B3SS: Tensor) -> float:
-    """Mean squared error of decoded pictures, uint8 to values -1..1."""
-    parts = [scale(part) for part in pixels_B3SS.split(BATCH)]
+def squared_error(model: Autoencoder, thumbnails: Sequence[Tensor], size: int) -> float:
+    """Mean squared error of the middle squares of thumbnails, values -1..1."""
+    parts = [scale(part) for part in whole_crops(thumbnails, size).split(BATCH)]
     errors = [(model.decoder(model.encode(x)) - x).square().sum() for x in parts]
-    return float(torch.stack(errors).sum()) / pixels_B3SS.numel()
+    return float(torch.stack(errors).sum()) / sum(part.numel() for part in parts)
 
 
 def make_optimizer(

@@ -1,5 +1,4 @@
 import pytest
-import torch
 from torch import nn
 
 from plait.tokenizers.early_stop import CHECKS, EarlyStop, check_patience, set_aside
@@ -10,14 +9,14 @@ from plait.tokenizers.fit_state import FitState, Loop
 def fit(losses, patience, *, state=None, kill_at=None):
     """A fit of a look a step whose weight is the number of the step; returns (steps, weight)."""
     kept = nn.Linear(1, 1)
-    stop = EarlyStop(kept, len(losses), patience)
+    stop = EarlyStop(kept, len(losses), patience, lambda: losses[step])
     loop = Loop(state or FitState(), {"kept": kept, "stop": stop}, {}, {})
     step = 0
     for step in range(loop.start(), len(losses)):
         if step == kill_at:
             raise KeyboardInterrupt
         nn.init.constant_(kept.weight, float(step))
-        if stop.ends(step, lambda: losses[step]):  # noqa: B023
+        if stop.ends(step):
             break
         loop.end_step(step)
     stop.restore()
@@ -44,10 +43,16 @@ def test_a_killed_fit_ends_where_it_would_have(tmp_path):
 
 def test_there_are_as_many_looks_whatever_the_steps():
     looks = []
-    stop = EarlyStop(nn.Linear(1, 1), 20 * CHECKS, 3)
+    stop = EarlyStop(
+        nn.Linear(1, 1),
+        20 * CHECKS,
+        3,
+        lambda: -len(looks),
+        lambda message, share, loss_aside: looks.append((share, loss_aside)),
+    )
     for step in range(20 * CHECKS):
-        stop.ends(step, lambda: looks.append(1) or -len(looks))
-    assert len(looks) == CHECKS
+        assert not stop.ends(step)
+    assert len(looks) == CHECKS and looks[-1] == (1.0, 1.0 - CHECKS)
 
 
 def test_a_tenth_is_set_aside_and_nothing_is_in_both():
@@ -65,4 +70,3 @@ def test_patience_is_a_number_of_looks():
     check_patience(50)
     with pytest.raises(ConfigError, match=r"patience is 51, and should be in 0\.\.50"):
         check_patience(51)
-    assert torch.isinf(EarlyStop(nn.Linear(1, 1), 10, 0).lowest)

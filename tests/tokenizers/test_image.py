@@ -9,7 +9,7 @@ from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvFSQ, FitOptions, PatchKMeans, evaluate, fit
 from plait.tokenizers.image_fit import squared_error
-from plait.tokenizers.pictures import random_crops, to_tensor, to_thumbnail, whole_crops
+from plait.tokenizers.pictures import random_crops, to_tensor, to_thumbnail
 
 from .made_pictures import picture
 
@@ -215,7 +215,7 @@ def test_patience_ends_a_fit_that_learns_its_pictures_by_heart(pictures):
     looks, shares = [], []
 
     def progress(message, share, **figures):
-        looks.extend(v for name, v in figures.items() if name == "squared_error_set_aside")
+        looks.extend(v for name, v in figures.items() if name == "loss_aside")
         shares.extend([share] if "squared_error" in figures else [])
 
     few = options(steps=400, patience=3)
@@ -223,5 +223,5 @@ def test_patience_ends_a_fit_that_learns_its_pictures_by_heart(pictures):
     assert len(looks) < 50 and max(shares) < 0.9
     assert min(looks) not in looks[-3:]
     assert isinstance(stopped, ConvFSQ)
-    aside = whole_crops([to_thumbnail(pictures[0], 32)], 32)
-    assert squared_error(stopped.model, aside) == pytest.approx(min(looks))
+    aside = [to_thumbnail(pictures[0], 32)]
+    assert squared_error(stopped.model, aside, 32) == pytest.approx(min(looks))
