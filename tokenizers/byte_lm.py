@@ -189,7 +189,7 @@ def fit(
     learned = part_for_threshold(samples, kept, CALIBRATION_BYTES)
     network = train(options.network, learned, options, seed=seed, progress=progress, state=state)
     source = LMEntropies(network)
-    progress("finding the threshold", 0.95)
+    progress("finding the threshold", 1.0)
     return LMPatch(with_limit(options, source, kept, progress), source)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from plait.tokenizers.base import Progress, ignore
 from plait.tokenizers.byte_network import BEGIN, ByteNetwork, NetworkConfig, window_mask
+from plait.tokenizers.early_stop import EarlyStop, check_patience, set_aside
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_fit import threads
@@ -20,6 +22,8 @@ from plait.tokenizers.sampling import choose
 WEIGHT_DECAY = 0.1
 LEAST = 0.1
 """Share of the learning rate at the end."""
+ASIDE_BATCHES = 2
+"""Batches of crops of the text set aside for `patience`, whose loss is looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,9 @@ class Training:
     """Megabytes to learn from at most; of more, a random choice."""
     threads: int = 1
     """Threads to train with; another number gives other weights."""
+    patience: int = 0
+    """End early after so many looks, of 50 in the fit, at text that is not learned without a better
+    one, and keep the best; 0 trains to the end and learns all text."""
 
     def check_training(self, window: int) -> None:
         """ConfigError if an option is out of range."""
@@ -47,6 +54,7 @@ class Training:
             raise ConfigError(f"lr is {self.lr}: should be above 0 and below 1")
         if self.seq_len % window:
             raise ConfigError(f"seq_len {self.seq_len} should be a multiple of window {window}")
+        check_patience(self.patience)
 
 
 def train(
@@ -60,13 +68,16 @@ def train(
 ) -> ByteNetwork:
     """A network fitted to the samples; seeded, bit-equal on one machine."""
     chosen = choose(samples, len, options.max_mb * 1_000_000, seed=seed)
-    text, document = laid_out(chosen, options.seq_len + 3)
+    learned, aside = set_aside(chosen, options.patience)
+    text, document = laid_out(learned, options.seq_len + 3)
     with threads(options.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = ByteNetwork(config)
         generator = torch.Generator().manual_seed(seed)
         optimizer = make_optimizer(network.parameters(), WEIGHT_DECAY, options.lr)
-        parts, generators = {"network": network}, {"crops": generator}
+        measure = partial(aside_loss, network, laid_out(aside, options.seq_len + 3), options)
+        stop = EarlyStop(network, options.steps, options.patience, measure, progress)
+        parts, generators = {"network": network, "stop": stop}, {"crops": generator}
         loop = Loop(state, parts, {"optimizer": optimizer}, generators)
         for step in range(loop.start(), options.steps):
             set_rate(optimizer, step, options.steps, options.lr, LEAST)
@@ -76,9 +87,12 @@ def train(
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             if step % 10 == 0:
-                share = 0.95 * step / options.steps
-                progress("training", share, bits_per_byte=loss.item() / math.log(2))
+                bits = loss.item() / math.log(2)
+                progress("training", step / options.steps, bits_per_byte=bits)
+            if stop.ends(step):
+                break
             loop.end_step(step)
+        stop.restore()
     return network
 
 
@@ -119,6 +133,14 @@ def crop_loss(
     target = token[:, 4:]
     target = torch.where(target == BEGIN, -1, target)
     return F.nll_loss(logp.view(-1, 256), target.flatten(), ignore_index=-1)
+
+
+@torch.no_grad()
+def aside_loss(network: ByteNetwork, laid: tuple[Tensor, Tensor], options: Training) -> float:
+    """Bits a byte on ASIDE_BATCHES of crops, always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    losses = [crop_loss(network, *laid, options, generator) for _ in range(ASIDE_BATCHES)]
+    return float(torch.stack(losses).mean()) / math.log(2)
 
 
 def allowed_keys(document_BNW: Tensor) -> Tensor:

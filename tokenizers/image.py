@@ -23,6 +23,7 @@ from plait.tokenizers.checks import (
     weights_from_files,
     weights_to_bytes,
 )
+from plait.tokenizers.early_stop import set_aside
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.image_codes import ConvCodes, fit_codes
@@ -159,6 +160,7 @@ def fit(
     if not thumbnails:
         raise SampleError("no pictures to fit an image tokenizer on")
     generator = torch.Generator().manual_seed(seed)
+    thumbnails, aside = set_aside(thumbnails, options.patience)
     with threads(options.threads):
         patches_NP = sample_patches(
             thumbnails, options.n_patches, options.size, options.stride, generator
@@ -188,6 +190,8 @@ def fit(
                 message, (1 + 7 * done) / 8, **figures
             ),
             state=state,
+            aside=aside,
+            patience=options.patience,
         )
     return ConvFSQ(model, options.size, options.aspect)
 

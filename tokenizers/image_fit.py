@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pixel_unshuffle
 
 from plait.tokenizers.base import Progress, ignore
+from plait.tokenizers.early_stop import EarlyStop
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_network import Autoencoder
 from plait.tokenizers.optimizer import make_optimizer, set_rate
@@ -52,13 +53,19 @@ def train(
     generator: torch.Generator,
     progress: Progress = ignore,
     state: FitState = KEPT_NOWHERE,
+    aside: Sequence[Tensor] = (),
+    patience: int = 0,
 ) -> Autoencoder:
-    """Train the decoder on random crops for the least squared error; returns its running mean."""
+    """Train the decoder on random crops for the least squared error; returns its running mean.
+
+    With `patience` it may end early, by the error of the thumbnails `aside`.
+    """
     model.train()
     mean = copy.deepcopy(model)
     decoder = model.decoder
     optimizer = make_optimizer(decoder.parameters(), WEIGHT_DECAY)
-    parts = {"model": model, "mean": mean}
+    stop = EarlyStop(mean, steps, patience, lambda: squared_error(mean, aside, size), progress)
+    parts = {"model": model, "mean": mean, "stop": stop}
     loop = Loop(state, parts, {"optimizer": optimizer}, {"generator": generator})
     for step in range(loop.start(), steps):
         set_rate(optimizer, step, steps)
@@ -71,9 +78,20 @@ def train(
         _average(mean, model, min(AVERAGE, (step + 1) / (step + 20)))
         if step % 10 == 0:
             progress("training", step / steps, squared_error=loss.item())
+        if stop.ends(step):
+            break
         loop.end_step(step)
+    stop.restore()
     progress("training", 1.0)
     return mean.eval()
+
+
+@torch.no_grad()
+def squared_error(model: Autoencoder, thumbnails: Sequence[Tensor], size: int) -> float:
+    """Mean squared error of the middle squares of thumbnails, values -1..1."""
+    parts = [scale(part) for part in whole_crops(thumbnails, size).split(BATCH)]
+    errors = [(model.decoder(model.encode(x)) - x).square().sum() for x in parts]
+    return float(torch.stack(errors).sum()) / sum(part.numel() for part in parts)
 
 
 @contextmanager

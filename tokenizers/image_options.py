@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+from plait.tokenizers.early_stop import check_patience
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.image_grid import MAX_BLOCKS, MAX_CODES, MAX_DIM, check_grid
 
@@ -55,6 +56,9 @@ class FitOptions:
     """Residual blocks of that decoder."""
     steps: int = 1500
     """Training steps, each on 16 crops; method `patches` has none."""
+    patience: int = 0
+    """End training after so many looks (50 in all) at pictures that are set aside without a lower
+    error, and keep the best weights; 0 makes all steps."""
     pixels: Pixels = "l2"
     """Error of a pixel that --quantizer trains for: squared or absolute."""
     perceptual: float = 0.0
@@ -77,6 +81,7 @@ class FitOptions:
                     f"{name} is {getattr(self, name)!r}; there is {', '.join(get_args(known))}"
                 )
         self._check_quantizer()
+        check_patience(self.patience)
         check_grid(self.size, self.stride, self.aspect)
         if min(self.levels, default=0) < 2 or math.prod(self.levels) > MAX_CODES:
             raise ConfigError(

@@ -1,6 +1,7 @@
 """The byte language model: exact however a text is cut, nothing from outside its window."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from plait.tokenizers.base import load_tokenizer
 from plait.tokenizers.byte_lm import FitOptions, LMEntropies, LMPatch, evaluate, fit
 from plait.tokenizers.byte_network import BEGIN, ByteNetwork, NetworkConfig
-from plait.tokenizers.byte_train import allowed_keys, crop_loss, laid_out
+from plait.tokenizers.byte_train import allowed_keys, aside_loss, crop_loss, laid_out
 from plait.tokenizers.errors import ConfigError
 from plait.tokenizers.fit_state import FitState
 
@@ -190,8 +191,35 @@ def test_a_killed_fit_goes_on_to_the_same_weights(fitted, tmp_path):
     assert fit(TEXTS, TINY, state=FitState(path, "a", 0.0)).fingerprint == fitted.fingerprint
     curve = [figures["bits_per_byte"] for _, figures in seen]
     assert curve[0] == pytest.approx(8, abs=0.1) and curve[-1] < 5
-    steps = [round(done / 0.95 * TINY.steps) for done, _ in seen]
+    steps = [round(done * TINY.steps) for done, _ in seen]
     assert steps == [0, 10, 20, 30, 40, 40, 50, 60]  # killed in step 40, and gone on from there
+
+
+def test_patience_ends_a_fit_that_learns_its_text_by_heart(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = [bytes(rng.choice(np.frombuffer(b"acgt", np.uint8), 600)) for _ in range(2)]
+    options = replace(TINY, steps=200, patience=3)
+    losses: list[float] = []
+
+    def progress(message: str, done: float, **figures: float) -> None:
+        losses.extend(value for name, value in figures.items() if name == "loss_aside")
+
+    stopped = fit(noise, options, progress=progress)
+    assert 4 <= len(losses) < 30 and min(losses) not in losses[-3:]  # of 50
+    laid = laid_out(noise[:1], options.seq_len + 3)
+    network = stopped.source.network.train()
+    assert aside_loss(network, laid, options) == pytest.approx(min(losses), abs=1e-5)
+
+    def kill(message: str, done: float, **figures: float) -> None:
+        if done > 0.1:
+            raise KilledError
+
+    state = FitState(tmp_path / "state", "a", 0.0)
+    with pytest.raises(KilledError):
+        fit(noise, options, progress=kill, state=state)
+    assert fit(noise, options, state=state).fingerprint == stopped.fingerprint
+    with pytest.raises(ConfigError, match="two samples or more"):
+        fit(noise[:1], options)
 
 
 def test_save_and_load(fitted, tmp_path):
@@ -230,6 +258,7 @@ def test_wrong_options():
         "multiple of window": {"seq_len": 100},
         "lr is 2": {"lr": 2.0},
         "steps": {"steps": 0},
+        "patience": {"patience": 99},
     }
     for message, options in wrong.items():
         with pytest.raises(ConfigError, match=message):

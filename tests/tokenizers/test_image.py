@@ -8,6 +8,7 @@ from PIL import Image
 from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvFSQ, FitOptions, PatchKMeans, evaluate, fit
+from plait.tokenizers.image_fit import squared_error
 from plait.tokenizers.pictures import random_crops, to_tensor, to_thumbnail
 
 from .made_pictures import picture
@@ -208,3 +209,19 @@ def test_damaged_weights(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="damaged"):
         load_tokenizer(tmp_path)
     assert isinstance(tokenizer, (ConvFSQ, PatchKMeans))
+
+
+def test_patience_ends_a_fit_that_learns_its_pictures_by_heart(pictures):
+    looks, shares = [], []
+
+    def progress(message, share, **figures):
+        looks.extend(v for name, v in figures.items() if name == "loss_aside")
+        shares.extend([share] if "squared_error" in figures else [])
+
+    few = options(steps=400, patience=3)
+    stopped = fit(pictures[:8], few, progress=progress)
+    assert len(looks) < 50 and max(shares) < 0.9
+    assert min(looks) not in looks[-3:]
+    assert isinstance(stopped, ConvFSQ)
+    aside = [to_thumbnail(pictures[0], 32)]
+    assert squared_error(stopped.model, aside, 32) == pytest.approx(min(looks))
