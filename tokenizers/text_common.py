@@ -16,6 +16,9 @@ MOST_TOKENS = 1 << 24
 """Largest vocabulary that is loaded: what a file can make one allocate."""
 PROBE = " a  b \n\tB\r\n\ufb01 e\u0301 \u00e9 \U0001f600 \x00"
 """Text that a tokenizer which normalises, or squeezes spaces, does not give back."""
+TOGETHER = 512
+"""Texts whose lists of ids are made before they become arrays: few enough to stay in the cache, and
+to be let go before the garbage collector looks at them."""
 
 Ids = TypeVar("Ids")
 
@@ -62,10 +65,13 @@ def to_arrays(lists: Sequence[list[int]], table: np.ndarray | None = None) -> li
 def in_threads(
     encode: Callable[[list[str]], list[Ids]], texts: list[str], num_threads: int
 ) -> list[Ids]:
-    """`encode` over parts of the texts, each in a thread; in order."""
-    if num_threads <= 1 or len(texts) < 2:
+    """`encode` over parts of the texts, in so many threads; in order."""
+    if len(texts) < 2:
         return encode(texts)
-    size = -(-len(texts) // (4 * num_threads))
+    share = -(-len(texts) // (4 * num_threads)) if num_threads > 1 else TOGETHER
+    size = min(TOGETHER, share)
     parts = [texts[i : i + size] for i in range(0, len(texts), size)]
+    if num_threads <= 1:
+        return list(chain.from_iterable(map(encode, parts)))
     with ThreadPoolExecutor(num_threads) as pool:
         return list(chain.from_iterable(pool.map(encode, parts)))
