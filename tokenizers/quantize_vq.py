@@ -27,12 +27,17 @@ DEAD = 0.1
 class VectorQuantizer(Quantizer):
     """A codebook of running means (van den Oord 2017, appendix A.1)."""
 
-    def __init__(self, codes: int, width: int, *, batch: int, remedies: bool = True) -> None:
-        """`batch` is the usual number of vectors; without `remedies` it is the plain VQ-VAE's."""
+    def __init__(
+        self, codes: int, width: int, *, batch: int, remedies: bool = True, rotation: bool = True
+    ) -> None:
+        """`batch` is the usual number of vectors; without `remedies` it is the plain VQ-VAE's.
+
+        Without `rotation` gradients pass the code as if it were not there (straight through).
+        """
         super().__init__()
         self.width, self.remedies = width, remedies
         self.inner = package().VectorQuantize(
-            width, codes, **_options(codes, batch, remedies=remedies)
+            width, codes, **_options(codes, batch, remedies, rotation and remedies)
         )
 
     def forward(self, z_ND: Tensor) -> Quantized:
@@ -58,10 +63,10 @@ class VectorQuantizer(Quantizer):
 class SimVQ(Quantizer):
     """A frozen codebook behind a learned linear map, which begins as k-means and no map."""
 
-    def __init__(self, codes: int, width: int) -> None:
+    def __init__(self, codes: int, width: int, *, rotation: bool = True) -> None:
         super().__init__()
         self.width = width
-        self.inner = package().SimVQ(width, codes)
+        self.inner = package().SimVQ(width, codes, rotation_trick=rotation)
 
     def forward(self, z_ND: Tensor) -> Quantized:
         """The nearest codes; the codebook learns by the loss."""
@@ -83,7 +88,9 @@ class SimVQ(Quantizer):
 class ResidualQuantizer(Quantizer):
     """Levels of VQ; in training a random number of the last ones is left out."""
 
-    def __init__(self, codes: int, width: int, levels: int, *, batch: int) -> None:
+    def __init__(
+        self, codes: int, width: int, levels: int, *, batch: int, rotation: bool = True
+    ) -> None:
         super().__init__()
         self.width = width
         self.inner = package().ResidualVQ(
@@ -91,7 +98,7 @@ class ResidualQuantizer(Quantizer):
             num_quantizers=levels,
             codebook_size=codes,
             quantize_dropout=levels > 1,
-            **_options(codes, batch, remedies=True),
+            **_options(codes, batch, True, rotation),
         )
 
     def forward(self, z_ND: Tensor) -> Quantized:
@@ -119,12 +126,12 @@ class ResidualQuantizer(Quantizer):
             layer._codebook.has_dead_code_replacement = False
 
 
-def _options(codes: int, batch: int, *, remedies: bool) -> dict:
+def _options(codes: int, batch: int, remedies: bool, rotation: bool) -> dict:
     return {
         "decay": DECAY,
         "commitment_weight": COMMITMENT,
         "threshold_ema_dead_code": DEAD * batch / codes if remedies else 0,
-        "rotation_trick": remedies,
+        "rotation_trick": rotation,
     }
 
 

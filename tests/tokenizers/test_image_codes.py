@@ -12,6 +12,7 @@ pytest.importorskip("vector_quantize_pytorch")
 from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvCodes, FitOptions, evaluate, fit
+from plait.tokenizers.image_codes import make_quantizer
 from plait.tokenizers.image_grid import grids, nearest_grid
 
 from .made_pictures import picture
@@ -101,10 +102,13 @@ def test_fit_depends_on_seed_alone():
 
 
 def test_training_helps_and_tells_of_its_codes():
-    lines = []
+    told = []
     options = FitOptions(**{**TINY, "quantizer": "lfq", "steps": 100})
-    trained = fit(PICTURES, options, progress=lambda message, _: lines.append(message))
-    assert any("of 64 codes used, perplexity" in line for line in lines)
+    trained = fit(PICTURES, options, progress=lambda message, _, **figures: told.append(figures))
+    told = [figures for figures in told if figures]
+    assert len(told) == 10
+    assert all(f["error"] > 0 and 0 < f["codes_used_share"] <= 1 for f in told)
+    assert all(1 <= f["perplexity"] <= 64 * f["codes_used_share"] for f in told)
     untrained = made(quantizer="lfq", steps=0)
     assert evaluate(trained, PICTURES)["psnr"] > evaluate(untrained, PICTURES)["psnr"] + 0.3
 
@@ -115,6 +119,24 @@ def test_presets_differ_in_size():
         for p in ("tiny", "small", "base")
     ]
     assert sizes[0] * 2 < sizes[1] and sizes[1] * 2 < sizes[2]
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "simvq", "rvq"])
+def test_gradients_pass_codes_turned_or_straight(quantizer):
+    made_by = [
+        make_quantizer(FitOptions(**{**TINY, "quantizer": quantizer, "gradient": g}))
+        for g in ("rotation", "straight")
+    ]
+    generator = torch.Generator().manual_seed(0)
+    z_ND, towards_ND = torch.randn(2, 40, made_by[0].width, generator=generator)
+    cosines = []
+    for made_quantizer in made_by:
+        made_quantizer.load_state_dict(made_by[0].state_dict())
+        x_ND = z_ND.clone().requires_grad_()
+        (made_quantizer.train()(x_ND).vectors_ND * towards_ND).sum().backward()
+        assert x_ND.grad is not None
+        cosines.append(torch.cosine_similarity(x_ND.grad, towards_ND).mean().item())
+    assert cosines[0] < 0.9 and cosines[1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("changes", [{"pixels": "l1"}, {"perceptual": 0.5}, {"adversarial": 0.1}])
@@ -190,6 +212,9 @@ def test_configuration_of_another_network(tmp_path, key, value):
         {"quantizer": "vq", "perceptual": -1.0},
         {"quantizer": None, "adversarial": 1.0},
         {"quantizer": None, "aspect": 0.5},
+        {"quantizer": "vq", "gradient": "none"},
+        {"quantizer": "fsq", "gradient": "straight"},
+        {"method": "fsq", "gradient": "straight"},
     ],
 )
 def test_wrong_options(change):
