@@ -136,7 +136,7 @@ def test_gradients_pass_codes_turned_or_straight(quantizer):
         (made_quantizer.train()(x_ND).vectors_ND * towards_ND).sum().backward()
         assert x_ND.grad is not None
         cosines.append(torch.cosine_similarity(x_ND.grad, towards_ND).mean().item())
-    assert cosines[0] < 0.9 and cosines[1] == pytest.approx(1)
+    assert cosines[0] < 0.995 and cosines[1] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{"pixels": "l1"}, {"perceptual": 0.5}, {"adversarial": 0.1}])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from plait.tokenizers.base import Encoded, load_tokenizer
@@ -15,8 +16,9 @@ TINY = {
     "size": 32,
     "channels": 6,
     "preset": "tiny",
-    "steps": 150,
+    "steps": 120,
     "n_patches": 2000,
+    "threads": 1,
 }
 
 
@@ -66,7 +68,7 @@ def test_training_helps(model):
 def test_the_kl_term_costs_detail():
     tight, loose = (evaluate(made(kl_weight=w), PICTURES) for w in (1.0, 0.0))
     assert tight["psnr"] < loose["psnr"] - 0.3
-    assert tight["kl_nats"] < 0.5 * loose["kl_nats"]
+    assert tight["kl_nats"] < loose["kl_nats"] - 1
 
 
 def test_the_kl_term_by_its_definition(model):
@@ -77,8 +79,6 @@ def test_the_kl_term_by_its_definition(model):
     noise = np.random.default_rng(0).standard_normal((4000, *native.shape))
     x = native + deviation * noise
     densities = -(noise**2) / 2 - np.log(deviation) + x**2 / 2
-    import torch
-
     found = model.kl_nats(torch.from_numpy(encoded.latents).float())
     assert found == pytest.approx(densities.mean(), rel=0.01)
 

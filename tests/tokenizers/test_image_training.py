@@ -103,7 +103,8 @@ def test_noise_by_its_definition():
     torch.manual_seed(0)
     noise = Noise(3, 0.5)
     with torch.no_grad():
-        noise.log_variance_D.copy_(torch.tensor([-2.0, 0.0, 1.0]))
+        noise.change_D.copy_(torch.tensor([0.0, 0.15, 0.3]))
+    assert noise.log_variance_D.tolist() == pytest.approx([-5.0, -2.0, 1.0])
     mean_BDhw = torch.randn(1, 3, 1, 1).expand(1, 3, 300, 300)
     z_BDhw, loss = noise(mean_BDhw)
     spread_D = (z_BDhw - mean_BDhw).std((0, 2, 3))
