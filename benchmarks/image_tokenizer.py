@@ -8,8 +8,8 @@
 Held-out pictures are chosen by key, so all methods and every row see the same ones. A checkpoint
 is a whole fit of that many steps, as the learning rate's schedule depends on their number; rows of
 --quantizers and --latents are trained for --steps, or the most of them. The further rows, of one
-loss or gradient each, are of the first quantizer. `gain` is the PSNR above that of patch k-means. Exit
-code 1 if `fsq`, after the most steps, is not better in PSNR.
+loss or gradient each, are of the first quantizer. `gain` is the PSNR above that of patch k-means.
+Exit code 1 if `fsq`, after the most steps, is not better in PSNR.
 """
 
 import math

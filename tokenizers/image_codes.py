@@ -143,7 +143,7 @@ def make_quantizer(options: FitOptions) -> Quantizer:
     if name in ("lfq", "bsq"):
         return Binary(codes, spherical=name == "bsq")
     if name == "simvq":
-        return SimVQ(codes, width, rotation=rotation)
+        return SimVQ(codes, width)
     if name == "rvq":
         return ResidualQuantizer(codes, width, options.codebooks, batch=batch, rotation=rotation)
     return VectorQuantizer(codes, width, batch=batch, rotation=rotation)

@@ -54,7 +54,7 @@ class FitOptions:
     codebooks: int = 4
     """Codebooks of --quantizer rvq: tokens at each place of the grid."""
     gradient: Gradient = "rotation"
-    """How gradients pass the codes of vq, simvq and rvq: turned as the code is, or `straight`."""
+    """How gradients pass the codes of vq and rvq: turned as the code is, or `straight` through."""
     channels: int = 16
     """Numbers at each place of the grid, of method `kl`."""
     kl_weight: float = 1e-4
@@ -115,8 +115,8 @@ class FitOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}, and should be 0 or more")
 
     def _check_quantizer(self) -> None:
-        if self.gradient != "rotation" and self.quantizer not in ("vq", "simvq", "rvq"):
-            raise ConfigError(f"gradient is {self.gradient}, for --quantizer vq, simvq or rvq")
+        if self.gradient != "rotation" and self.quantizer not in ("vq", "rvq"):
+            raise ConfigError(f"gradient is {self.gradient}, for --quantizer vq or rvq")
         if self.quantizer is None:
             for name in ("perceptual", "adversarial", "perceptual_weights"):
                 if getattr(self, name) and self.method != "kl":

@@ -3,9 +3,11 @@
 A learned codebook collapses when left alone: codes that no vector is near are never moved, and few
 remain. The remedies, all on: a start by k-means on the encoder's first output, codes that are
 hardly used moved to vectors of the batch, and gradients that reach the encoder turned as the code
-is turned (the rotation trick, arXiv:2410.06424). SimVQ (arXiv:2411.02038) moves all codes at once
-by one linear map instead. Residual VQ is VQ on what the last level left; quantizer dropout
-(arXiv:2107.03312, section 3.3) makes its first levels useful alone.
+is turned (the rotation trick, arXiv:2410.06424), unless they are asked for straight through. SimVQ
+(arXiv:2411.02038) moves all codes at once by one linear map instead, always straight through:
+turned, its use fell to 80 % of 512 codes in 200 steps on emoji, straight it stayed at 100 %, and
+held-out PSNR was 20.5 dB, not 18.0. Residual VQ is VQ on what the last level left; quantizer
+dropout (arXiv:2107.03312, section 3.3) makes its first levels useful alone.
 
 The training step is that of `vector-quantize-pytorch` (the extra `quantizers`); the start is ours,
 from many more vectors than one batch. N vectors, D width, C codebooks, K codes.
@@ -63,10 +65,10 @@ class VectorQuantizer(Quantizer):
 class SimVQ(Quantizer):
     """A frozen codebook behind a learned linear map, which begins as k-means and no map."""
 
-    def __init__(self, codes: int, width: int, *, rotation: bool = True) -> None:
+    def __init__(self, codes: int, width: int) -> None:
         super().__init__()
         self.width = width
-        self.inner = package().SimVQ(width, codes, rotation_trick=rotation)
+        self.inner = package().SimVQ(width, codes, rotation_trick=False)
 
     def forward(self, z_ND: Tensor) -> Quantized:
         """The nearest codes; the codebook learns by the loss."""

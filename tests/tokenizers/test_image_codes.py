@@ -13,7 +13,7 @@ from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvCodes, FitOptions, evaluate, fit
 from plait.tokenizers.image_codes import make_quantizer
-from plait.tokenizers.image_grid import grids, nearest_grid
+from plait.tokenizers.image_grid import PictureTokenizer, grids, nearest_grid
 
 from .made_pictures import picture
 
@@ -121,22 +121,21 @@ def test_presets_differ_in_size():
     assert sizes[0] * 2 < sizes[1] and sizes[1] * 2 < sizes[2]
 
 
-@pytest.mark.parametrize("quantizer", ["vq", "simvq", "rvq"])
+@pytest.mark.parametrize("quantizer", ["vq", "rvq", "simvq"])
 def test_gradients_pass_codes_turned_or_straight(quantizer):
-    made_by = [
-        make_quantizer(FitOptions(**{**TINY, "quantizer": quantizer, "gradient": g}))
-        for g in ("rotation", "straight")
-    ]
+    ways = ("rotation", "straight") if quantizer != "simvq" else ("rotation",)
     generator = torch.Generator().manual_seed(0)
-    z_ND, towards_ND = torch.randn(2, 40, made_by[0].width, generator=generator)
+    z_ND, towards_ND = torch.randn(2, 40, 64, generator=generator)
     cosines = []
-    for made_quantizer in made_by:
-        made_quantizer.load_state_dict(made_by[0].state_dict())
+    for way in ways:
+        torch.manual_seed(0)
+        one = make_quantizer(FitOptions(**{**TINY, "quantizer": quantizer, "gradient": way}))
         x_ND = z_ND.clone().requires_grad_()
-        (made_quantizer.train()(x_ND).vectors_ND * towards_ND).sum().backward()
+        (one.train()(x_ND).vectors_ND * towards_ND).sum().backward()
         assert x_ND.grad is not None
         cosines.append(torch.cosine_similarity(x_ND.grad, towards_ND).mean().item())
-    assert cosines[0] < 0.995 and cosines[1] == pytest.approx(1, abs=1e-5)
+    assert cosines[-1] == pytest.approx(1, abs=1e-5)
+    assert quantizer == "simvq" or cosines[0] < 0.995
 
 
 @pytest.mark.parametrize("changes", [{"pixels": "l1"}, {"perceptual": 0.5}, {"adversarial": 0.1}])
@@ -158,6 +157,7 @@ def test_aspect_buckets(change, tmp_path):
     assert tokenizer.span_length is None
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, PictureTokenizer)
     sizes = [loaded.decode(e).size for e in loaded.encode_batch([wide, square, tall])]
     assert sizes == [(40, 24), (32, 32), (24, 40)]
     report = evaluate(loaded, PICTURES)
@@ -214,6 +214,7 @@ def test_configuration_of_another_network(tmp_path, key, value):
         {"quantizer": None, "aspect": 0.5},
         {"quantizer": "vq", "gradient": "none"},
         {"quantizer": "fsq", "gradient": "straight"},
+        {"quantizer": "simvq", "gradient": "straight"},
         {"method": "fsq", "gradient": "straight"},
     ],
 )

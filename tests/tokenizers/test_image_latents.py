@@ -62,7 +62,7 @@ def test_ids_hold_places_alone(model):
 
 def test_training_helps(model):
     gain = evaluate(model, PICTURES)["psnr"] - evaluate(made(steps=0), PICTURES)["psnr"]
-    assert gain > 0.2
+    assert gain > 0.1
 
 
 def test_the_kl_term_costs_detail():

@@ -7,7 +7,7 @@ pytest.importorskip("vector_quantize_pytorch")
 import torch
 
 from plait.tokenizers.fit_state import FitState
-from plait.tokenizers.image import FitOptions, fit
+from plait.tokenizers.image import ConvCodes, FitOptions, KLAutoencoder, fit
 from plait.tokenizers.image_bottleneck import Codes, Noise
 from plait.tokenizers.image_codes_train import PictureLoss, loss_of
 from plait.tokenizers.pictures import to_thumbnail
@@ -17,14 +17,15 @@ from .made_pictures import picture
 
 PICTURES = [picture(seed, 40 + seed % 30, 70 - seed % 25) for seed in range(30)]
 TINY = {
-    "size": 32,
+    "size": 16,
+    "stride": 4,
     "levels": (5, 4, 3),
     "codes": 64,
     "codebooks": 2,
     "channels": 5,
     "preset": "tiny",
     "steps": 20,
-    "n_patches": 1000,
+    "n_patches": 500,
     "threads": 1,
 }
 
@@ -89,13 +90,14 @@ def test_patience_ends_a_fit_and_keeps_its_best(changes):
     tokenizer = fit(PICTURES[:8], options, progress=progress)
     assert 3 < len(looks) < 50 and max(shares) < 0.9
     assert min(looks) not in looks[-3:]
+    assert isinstance(tokenizer, ConvCodes | KLAutoencoder)
     codec = tokenizer.codec
     codec.encoder.float()
     if "quantizer" in changes:
         bottleneck = Codes(FiniteScalar(options.levels))
     else:
         bottleneck = Noise(options.channels, options.kl_weight)
-    loss = loss_of(codec, bottleneck, PictureLoss(options), [to_thumbnail(PICTURES[0], 32)], 32)
+    loss = loss_of(codec, bottleneck, PictureLoss(options), [to_thumbnail(PICTURES[0], 16)], 16)
     assert loss == pytest.approx(min(looks), rel=1e-4)
 
 
