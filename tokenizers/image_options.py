@@ -75,7 +75,8 @@ class FitOptions:
     perceptual_weights: str = ""
     """A safetensors file with the weights of torchvision's VGG-16 for the perceptual loss."""
     adversarial: float = 0.0
-    """Weight of a patch discriminator's loss, in the second half of the steps."""
+    """Weight of a patch discriminator's loss, in the second half of the steps; it makes errors
+    larger, so patience may keep weights from before."""
     n_patches: int = 60_000
     """Patches that the codes are laid out on, a random choice."""
     max_images: int = 20_000
