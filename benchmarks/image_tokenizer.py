@@ -3,7 +3,7 @@
     python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 300 1500
     python benchmarks/image_tokenizer.py FOLDER... --quantizers vq simvq lfq --preset small
     python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 --steps 300 --latents
-        --quantizers vq bsq rvq --gradients straight --perceptual 0.1 --adversarial 0.1
+        --quantizers vq bsq rvq --gradients rotation --perceptual 0.1 --adversarial 0.1
 
 Held-out pictures are chosen by key, so all methods and every row see the same ones. A checkpoint
 is a whole fit of that many steps, as the learning rate's schedule depends on their number; rows of
@@ -116,7 +116,9 @@ def end_to_end(options: Options, base: FitOptions) -> list[FitOptions]:
     """The rows that are trained end to end."""
     jobs = [replace(base, quantizer=name) for name in options.quantizers]
     if jobs:
-        jobs += [replace(jobs[0], gradient=way) for way in options.gradients if way != "rotation"]
+        jobs += [
+            replace(jobs[0], gradient=way) for way in options.gradients if way != base.gradient
+        ]
         jobs += [replace(jobs[0], perceptual=weight) for weight in options.perceptual]
         jobs += [replace(jobs[0], adversarial=weight) for weight in options.adversarial]
     return jobs + ([replace(base, method="kl")] if options.latents else [])
@@ -130,7 +132,7 @@ def label(job: FitOptions) -> str:
     name += f", {job.preset}" if job.quantizer or job.method == "kl" else ""
     for part in ("perceptual", "adversarial"):
         name += f", {part} {getattr(job, part):g}" if getattr(job, part) else ""
-    name += "" if job.gradient == "rotation" else f", {job.gradient}"
+    name += "" if job.gradient == "straight" else f", {job.gradient}"
     return f"{name}, {job.steps} steps"
 
 

@@ -53,8 +53,8 @@ class FitOptions:
     """Codes of a codebook of --quantizer but for `fsq`; a power of two for `lfq` and `bsq`."""
     codebooks: int = 4
     """Codebooks of --quantizer rvq: tokens at each place of the grid."""
-    gradient: Gradient = "rotation"
-    """How gradients pass the codes of vq and rvq: turned as the code is, or `straight` through."""
+    gradient: Gradient = "straight"
+    """How gradients pass the codes of vq and rvq: `straight` through, or turned as the code is."""
     channels: int = 16
     """Numbers at each place of the grid, of method `kl`."""
     kl_weight: float = 1e-4
@@ -116,7 +116,7 @@ class FitOptions:
                 raise ConfigError(f"{name} is {getattr(self, name)}, and should be 0 or more")
 
     def _check_quantizer(self) -> None:
-        if self.gradient != "rotation" and self.quantizer not in ("vq", "rvq"):
+        if self.gradient != "straight" and self.quantizer not in ("vq", "rvq"):
             raise ConfigError(f"gradient is {self.gradient}, for --quantizer vq or rvq")
         if self.quantizer is None:
             for name in ("perceptual", "adversarial", "perceptual_weights"):

@@ -1,11 +1,12 @@
 """Quantizers that learn their codebook: VQ, SimVQ and residual VQ.
 
 A learned codebook collapses when left alone: codes that no vector is near are never moved, and few
-remain. The remedies, all on: a start by k-means on the encoder's first output, codes that are
-hardly used moved to vectors of the batch, and gradients that reach the encoder turned as the code
-is turned (the rotation trick, arXiv:2410.06424), unless they are asked for straight through. SimVQ
-(arXiv:2411.02038) moves all codes at once by one linear map instead, always straight through:
-turned, its use fell to 80 % of 512 codes in 200 steps on emoji, straight it stayed at 100 %, and
+remain. The remedies: a start by k-means on the encoder's first output, codes that are
+hardly used moved to vectors of the batch, and, where it is asked for, gradients that reach the
+encoder turned as the code is turned (the rotation trick, arXiv:2410.06424). After a start by
+k-means that is a loss: on emoji (800 steps, 1024 codes) VQ has 21.1 dB with it and 22.0 straight
+through. SimVQ (arXiv:2411.02038) moves all codes at once by one linear map instead, always straight
+through: turned, its use fell to 80 % of 512 codes in 200 steps, straight it stayed at 100 %, and
 held-out PSNR was 20.5 dB, not 18.0. Residual VQ is VQ on what the last level left; quantizer
 dropout (arXiv:2107.03312, section 3.3) makes its first levels useful alone.
 
