@@ -4,6 +4,7 @@ Contents are decoded from the tokens alone, so the page shows what a model is gi
 Together they are bounded, for the page is one file; what does not fit is named and left out.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -80,6 +81,7 @@ class BatchView:
         places = self._rows.documents_of(number)
         sources = [self._rows.streams[stream].document(i) for stream, i in places]
         documents = [Shown(key=source.key, parts=[]) for source in sources]
+        shown: list[Counter[bytes]] = [Counter() for _ in places]
         drawn, before = [], 0
         for piece in pieces(row, self._rows.vocabulary):
             if piece.document != before and piece.document >= 0:
@@ -90,19 +92,27 @@ class BatchView:
                 drawn.append(tag("span", class_=kind, style=f"flex:{piece.stop - piece.start}"))
                 continue
             parts = documents[piece.document].parts
-            parts.append(self._part(row, piece, piece.tokenizer, sources[piece.document]))
+            source = sources[piece.document]
+            parts.append(self._part(row, piece, piece.tokenizer, source, shown[piece.document]))
             place = f"{at} {piece.document} {len(parts) - 1}"
             drawn.append(_button(piece, piece.tokenizer.modality, number, place))
         self.data.append([asdict(document) for document in documents])
         bar = tag("div", *drawn, class_="bar")
         return tag("div", tag("span", str(number), class_="n"), bar, class_="row")
 
-    def _part(self, row: Row, piece: Piece, info: TokenizerInfo, source: Document) -> Content:
+    def _part(
+        self,
+        row: Row,
+        piece: Piece,
+        info: TokenizerInfo,
+        source: Document,
+        shown: Counter[bytes],
+    ) -> Content:
         here = slice(piece.start, piece.stop)
         local = self._rows.vocabulary.to_local(info.name, row.tokens[here])
         starts = None if row.patch_starts is None else row.patch_starts[here]
         try:
-            encoded = _whole_span(source, info.name, local, starts)
+            encoded = _whole_span(source, info.name, local, starts, shown)
             content = self._fit(decode(self._load(info.name), encoded))
         except (PlaitError, ValueError) as error:
             content = note(f"cannot be decoded: {error}")
@@ -149,12 +159,21 @@ def _button(piece: Piece, modality: str, row: int, place: str) -> Markup:
 
 
 def _whole_span(
-    source: Document, name: str, local: np.ndarray, patch_starts: np.ndarray | None
+    source: Document,
+    name: str,
+    local: np.ndarray,
+    patch_starts: np.ndarray | None,
+    shown: Counter[bytes],
 ) -> Encoded:
-    """The stored span of these ids, with all that belongs to it; or the piece of one."""
+    """The stored span of these ids, with all that belongs to it; or the piece of one.
+
+    `shown` counts spans by their ids: all those of continuous latents have the same.
+    """
     spans = [span for span in source.spans if span.name == name]
-    whole = next((span for span in spans if np.array_equal(span.ids, local)), None)
-    if whole is not None:
-        return whole.encoded
+    same = [span for span in spans if np.array_equal(span.ids, local)]
+    if same:
+        ids = name.encode() + local.tobytes()
+        shown[ids] += 1
+        return same[(shown[ids] - 1) % len(same)].encoded
     width = spans[0].width if spans else 1
     return Encoded(ids=local, width=width, patch_starts=patch_starts)

@@ -1,4 +1,4 @@
-"""The page of a fitted tokenizer: what was measured, how codes are used, samples before and after.
+"""The page of a fitted tokenizer: what was measured, use of codes, samples before and after.
 
 Written by `plait fit` as `report.html` beside `report.json`, in the template of `plait inspect`.
 """
@@ -38,13 +38,10 @@ def write_fit_page(
         body += [page.section("While it was fitted", ""), _curves(curves, tokenizer.modality)]
     if pairs:
         body += [
-            page.section("Before and after", "Held-out samples, and what their ids decode to.")
+            page.section("Before and after", "Held-out samples, and what their tokens decode to.")
         ]
         body += [tag("div", *_examples(tokenizer, pairs), class_="pairs")]
-        counts = _counts(tokenizer, [encoded for _, encoded in pairs])
-        words = f"{np.count_nonzero(counts):,} of {len(counts):,} codes occur in {len(pairs)} "
-        words += "held-out samples; how often, the most used first."
-        body += [page.section("Code use", words), _code_use(counts, tokenizer.modality)]
+        body += _latents(pairs) if pairs[0][1].latents is not None else _codes(tokenizer, pairs)
     body += [page.section("Options", "The same options, seed and samples give the same weights.")]
     rows = [[name, json.dumps(value)] for name, value in _table(report, "options").items()]
     rows += [["fingerprint", tokenizer.fingerprint]]
@@ -107,6 +104,23 @@ def _shown(name: str, content: Content) -> Markup:
         what = tag("p", str(content.get("text", "")))
     heading = tag("h3", name) if name else join()
     return tag("div", heading, what, class_=f"part of-{kind}")
+
+
+def _codes(tokenizer: Tokenizer, pairs: Sequence[tuple[Raw, Encoded]]) -> list[Markup]:
+    counts = _counts(tokenizer, [encoded for _, encoded in pairs])
+    words = f"{np.count_nonzero(counts):,} of {len(counts):,} codes occur in {len(pairs)} "
+    words += "held-out samples; how often, the most used first."
+    return [page.section("Code use", words), _code_use(counts, tokenizer.modality)]
+
+
+def _latents(pairs: Sequence[tuple[Raw, Encoded]]) -> list[Markup]:
+    found = [encoded.latents for _, encoded in pairs if encoded.latents is not None]
+    latents_nD = np.concatenate(found).astype(np.float64)
+    columns = zip(latents_nD.mean(0), latents_nD.std(0), np.abs(latents_nD).max(0), strict=True)
+    rows = [[str(d), *(f"{value:.3f}" for value in column)] for d, column in enumerate(columns)]
+    words = f"Of {len(pairs)} held-out samples; over those it was fitted on, 0 and 1."
+    table = page.table(["Channel", "Mean", "Deviation", "Largest"], rows)
+    return [page.section("Latents", words), table]
 
 
 def _counts(tokenizer: Tokenizer, encoded: Sequence[Encoded]) -> np.ndarray:

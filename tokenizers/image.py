@@ -3,7 +3,8 @@
 Both turn the middle square of a picture, resized to `size` pixels, into (size / stride)^2 codes of
 one codebook. `ConvFSQ` begins where patch k-means ends (image_network.py), so it is the better one
 at equal bits from its first training steps; `PatchKMeans` is fitted in seconds, and its codes are
-nothing but patches. Autoencoders trained end to end around another quantizer: image_codes.py.
+nothing but patches. Autoencoders trained end to end around another quantizer: image_codes.py;
+around none, for continuous latents: image_latents.py.
 """
 
 import math
@@ -27,15 +28,18 @@ from plait.tokenizers.early_stop import set_aside
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.image_codes import ConvCodes, fit_codes
+from plait.tokenizers.image_codes_train import PictureFit
 from plait.tokenizers.image_fit import sample_patches, threads, train
 from plait.tokenizers.image_grid import (
     MAX_BLOCKS,
     MAX_CODES,
     MAX_DIM,
+    GridTokenizer,
     PictureTokenizer,
     checked,
     grid_of,
 )
+from plait.tokenizers.image_latents import KLAutoencoder, fit_latents
 from plait.tokenizers.image_network import Autoencoder
 from plait.tokenizers.image_options import FitOptions
 from plait.tokenizers.image_report import evaluate
@@ -48,6 +52,7 @@ __all__ = [
     "ConvCodes",
     "ConvFSQ",
     "FitOptions",
+    "KLAutoencoder",
     "PatchKMeans",
     "evaluate",
     "fit",
@@ -148,7 +153,7 @@ def fit(
     seed: int = 0,
     progress: Progress = ignore,
     state: FitState = KEPT_NOWHERE,
-) -> PictureTokenizer:
+) -> GridTokenizer:
     """Fit on pictures; SampleError if there are none."""
     thumbnails = choose(
         (to_thumbnail(checked(image), options.size) for image in samples),
@@ -165,8 +170,20 @@ def fit(
         patches_NP = sample_patches(
             thumbnails, options.n_patches, options.size, options.stride, generator
         )
+        job = PictureFit(
+            options=options,
+            thumbnails=thumbnails,
+            aside=aside,
+            patches_NP=patches_NP,
+            generator=generator,
+            seed=seed,
+            progress=progress,
+            state=state,
+        )
         if options.quantizer is not None:
-            return fit_codes(thumbnails, patches_NP, options, generator, seed, progress)
+            return fit_codes(job)
+        if options.method == "kl":
+            return fit_latents(job)
         if options.method == "patches":
             codes = math.prod(options.levels)
             centroids_KP = kmeans(patches_NP, codes, seed=seed, progress=progress)

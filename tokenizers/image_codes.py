@@ -8,14 +8,13 @@ in its last bit, between batch sizes or threads, are some 1e-15 and change a cod
 codes are that nearly as near. B pictures, h w rows and columns, C codebooks, K codes, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self, get_args
 
 import torch
 from torch import Tensor
 
 from plait.tokenizers import residual
-from plait.tokenizers.base import Progress
 from plait.tokenizers.checks import (
     WEIGHTS_FILE,
     config_number,
@@ -23,8 +22,9 @@ from plait.tokenizers.checks import (
     weights_to_bytes,
 )
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.image_bottleneck import Codes
 from plait.tokenizers.image_codes_network import Codec
-from plait.tokenizers.image_codes_train import BATCH, train_codec
+from plait.tokenizers.image_codes_train import BATCH, PictureFit, train_codec
 from plait.tokenizers.image_grid import (
     MAX_BLOCKS,
     MAX_CODES,
@@ -117,31 +117,25 @@ class ConvCodes(PictureTokenizer):
         return cls(codec, quantizer, size, aspect)
 
 
-def fit_codes(
-    thumbnails: Sequence[Tensor],
-    patches_NP: Tensor,
-    options: FitOptions,
-    generator: torch.Generator,
-    seed: int,
-    progress: Progress,
-) -> ConvCodes:
-    """Train an autoencoder around `options.quantizer` on thumbnails uint8 [3, H, W]."""
+def fit_codes(fit: PictureFit) -> ConvCodes:
+    """Train an autoencoder around `options.quantizer`."""
+    options = fit.options
     assert options.quantizer is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(fit.seed)
         quantizer = make_quantizer(options)
         codebooks, codes, width = quantizer.codebooks().shape
         preset = PRESETS[options.preset]
         codec = Codec(options.stride, width, preset.dim, preset.n_blocks, codebooks, codes)
-        codec.start_linear(patches_NP, quantizer.deviations())
-        train_codec(codec, quantizer, thumbnails, patches_NP, options, generator, seed, progress)
+        codec.start_linear(fit.patches_NP, quantizer.deviations())
+        train_codec(codec, Codes(quantizer), fit)
     codec.codebooks_CKD = quantizer.codebooks()
     return ConvCodes(codec, options.quantizer, options.size, options.aspect)
 
 
 def make_quantizer(options: FitOptions) -> Quantizer:
     """The quantizer of this name, before it has seen any vectors."""
-    name, codes = options.quantizer, options.codes
+    name, codes, rotation = options.quantizer, options.codes, options.gradient == "rotation"
     width = min(WIDTH, 3 * options.stride**2)
     batch = BATCH * (options.size // options.stride) ** 2
     if name == "fsq":
@@ -151,5 +145,5 @@ def make_quantizer(options: FitOptions) -> Quantizer:
     if name == "simvq":
         return SimVQ(codes, width)
     if name == "rvq":
-        return ResidualQuantizer(codes, width, options.codebooks, batch=batch)
-    return VectorQuantizer(codes, width, batch=batch)
+        return ResidualQuantizer(codes, width, options.codebooks, batch=batch, rotation=rotation)
+    return VectorQuantizer(codes, width, batch=batch, rotation=rotation)

@@ -1,4 +1,4 @@
-"""What all image tokenizers share: pictures to grids of codes, batches by shape, and back.
+"""What all image tokenizers share: pictures to grids of codes or latents, and back.
 
 A tokenizer is made for squares of `size` pixels, (size / stride)^2 codes. With `aspect` above 1 a
 picture gets, instead of a square, the rectangle of about as many codes that is nearest its own
@@ -27,8 +27,8 @@ BATCH = 16
 """Pictures that are encoded at once."""
 
 
-class PictureTokenizer(Tokenizer):
-    """The picture's rectangle, the grid, and pixels to a picture; local id = level * K + code."""
+class GridTokenizer(Tokenizer):
+    """The picture's rectangle, batches by shape, and pixels to a picture."""
 
     modality = "image"
     splittable = False
@@ -44,45 +44,29 @@ class PictureTokenizer(Tokenizer):
         if len(self.grids) == 1:
             self.span_length = (size // stride) ** 2 * codebooks
 
-    def allowed(self, position: int) -> range:
-        """The codes of the level whose turn it is."""
-        first = position % self.codebooks * self.codes
-        return range(first, first + self.codes)
-
     def to_pixels(self, image: Image.Image) -> Tensor:
         """What the tokenizer sees of a picture, uint8 [3, H, W]."""
         rows, columns = nearest_grid(self.grids, *checked(image).size)
         return to_rectangle(image, rows * self.stride, columns * self.stride)
 
     def encode_batch(self, samples: Sequence[Image.Image]) -> list[Encoded]:
-        """Codes row by row, uint16 where they fit; what lies beyond the rectangle is lost."""
+        """Row by row; what lies beyond the rectangle is lost."""
         pixels = [self.to_pixels(image) for image in samples]
         by_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, picture in enumerate(pixels):
             by_shape[tuple(picture.shape)].append(i)
         encoded: dict[int, Encoded] = {}
-        dtype = np.uint16 if self.vocab_size <= 2**16 else np.int32
-        offsets_C = torch.arange(self.codebooks) * self.codes
         for which in by_shape.values():
             for start in range(0, len(which), BATCH):
                 part = which[start : start + BATCH]
-                ids_BhwC = self.encode_pixels(torch.stack([pixels[i] for i in part])) + offsets_C
-                width = ids_BhwC.shape[2] * self.codebooks
-                rows = ids_BhwC.flatten(1).numpy().astype(dtype)
-                encoded |= {
-                    i: Encoded(ids=ids, width=width) for i, ids in zip(part, rows, strict=True)
-                }
+                found = self.encode_grids(torch.stack([pixels[i] for i in part]))
+                encoded |= dict(zip(part, found, strict=True))
         return [encoded[i] for i in range(len(samples))]
 
     def decode(self, encoded: Encoded) -> Image.Image:
-        """An RGB picture; SampleError if the ids are not one picture's.
-
-        An id of another level than its place asks for counts as its code.
-        """
+        """An RGB picture; SampleError if the ids are not one picture's."""
         ids = checked_ids(encoded, self.vocab_size)
-        rows, columns = self._shape(len(ids), encoded.width)
-        ids_1hwC = ids.view(1, rows, columns, self.codebooks) % self.codes
-        x_13HW = self.decode_ids(ids_1hwC)
+        x_13HW = self.decode_grid(encoded, ids, *self._shape(len(ids), encoded.width))
         pixels = ((x_13HW[0].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
@@ -98,17 +82,47 @@ class PictureTokenizer(Tokenizer):
         return length // width, width // self.codebooks
 
     @abstractmethod
+    def encode_grids(self, pixels_B3HW: Tensor) -> list[Encoded]:
+        """Uint8 pictures [B, 3, H, W] of one shape, each encoded."""
+
+    @abstractmethod
+    def decode_grid(self, encoded: Encoded, ids_N: Tensor, rows: int, columns: int) -> Tensor:
+        """A picture float32 [1, 3, H, W], values about -1..1, of ids that were checked."""
+
+    def grid_config(self) -> dict[str, object]:
+        """Size, stride, and the aspect where it is not that of squares."""
+        config: dict[str, object] = {"size": self.size, "stride": self.stride}
+        return config | ({"aspect": self.aspect} if self.aspect > 1 else {})
+
+
+class PictureTokenizer(GridTokenizer):
+    """Pictures as codes; local id = level * K + code."""
+
+    def allowed(self, position: int) -> range:
+        """The codes of the level whose turn it is."""
+        first = position % self.codebooks * self.codes
+        return range(first, first + self.codes)
+
+    def encode_grids(self, pixels_B3HW: Tensor) -> list[Encoded]:
+        """Codes row by row, uint16 where they fit."""
+        dtype = np.uint16 if self.vocab_size <= 2**16 else np.int32
+        offsets_C = torch.arange(self.codebooks) * self.codes
+        ids_BhwC = self.encode_pixels(pixels_B3HW) + offsets_C
+        width = ids_BhwC.shape[2] * self.codebooks
+        rows = ids_BhwC.flatten(1).numpy().astype(dtype)
+        return [Encoded(ids=ids, width=width) for ids in rows]
+
+    def decode_grid(self, encoded: Encoded, ids_N: Tensor, rows: int, columns: int) -> Tensor:
+        """An id of another level than its place asks for counts as its code."""
+        return self.decode_ids(ids_N.view(1, rows, columns, self.codebooks) % self.codes)
+
+    @abstractmethod
     def encode_pixels(self, pixels_B3HW: Tensor) -> Tensor:
         """Uint8 pictures [B, 3, H, W] to codes int64 [B, rows, columns, C]."""
 
     @abstractmethod
     def decode_ids(self, ids_BhwC: Tensor) -> Tensor:
         """Codes to pictures float32 [B, 3, H, W], values about -1..1."""
-
-    def grid_config(self) -> dict[str, object]:
-        """Size, stride, and the aspect where it is not that of squares."""
-        config: dict[str, object] = {"size": self.size, "stride": self.stride}
-        return config | ({"aspect": self.aspect} if self.aspect > 1 else {})
 
 
 def grids(side: int, aspect: float) -> tuple[tuple[int, int], ...]:

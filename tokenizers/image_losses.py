@@ -6,6 +6,10 @@ torchvision's weights is given, and otherwise the absolute error of the pictures
 three scales, which also asks for sharp edges. A patch discriminator (arXiv:1611.07004) may be added
 late, with the hinge loss and the adaptive weight of VQGAN (arXiv:2012.09841, eq. 7).
 
+On emoji, tiny VQ of 300 steps has 20.81 dB and a Frechet distance of 5.9e-3; with the gradients'
+error at 0.1 20.71 dB and 6.5e-3, with the discriminator at 0.1 20.81 dB and 5.8e-3: neither gains
+much at so few steps (benchmarks/image_tokenizer.py).
+
 Pictures are [B, 3, H, W], values about -1..1.
 """
 

@@ -1,11 +1,14 @@
 """Quantizers that learn their codebook: VQ, SimVQ and residual VQ.
 
 A learned codebook collapses when left alone: codes that no vector is near are never moved, and few
-remain. The remedies, all on: a start by k-means on the encoder's first output, codes that are
-hardly used moved to vectors of the batch, and gradients that reach the encoder turned as the code
-is turned (the rotation trick, arXiv:2410.06424). SimVQ (arXiv:2411.02038) moves all codes at once
-by one linear map instead. Residual VQ is VQ on what the last level left; quantizer dropout
-(arXiv:2107.03312, section 3.3) makes its first levels useful alone.
+remain. The remedies: a start by k-means on the encoder's first output, codes that are
+hardly used moved to vectors of the batch, and, where it is asked for, gradients that reach the
+encoder turned as the code is turned (the rotation trick, arXiv:2410.06424). After a start by
+k-means that is a loss: on emoji (800 steps, 1024 codes) VQ has 21.1 dB with it and 22.0 straight
+through. SimVQ (arXiv:2411.02038) moves all codes at once by one linear map instead, always straight
+through: turned, its use fell to 80 % of 512 codes in 200 steps, straight it stayed at 100 %, and
+held-out PSNR was 20.5 dB, not 18.0. Residual VQ is VQ on what the last level left; quantizer
+dropout (arXiv:2107.03312, section 3.3) makes its first levels useful alone.
 
 The training step is that of `vector-quantize-pytorch` (the extra `quantizers`); the start is ours,
 from many more vectors than one batch. N vectors, D width, C codebooks, K codes.
@@ -27,12 +30,17 @@ DEAD = 0.1
 class VectorQuantizer(Quantizer):
     """A codebook of running means (van den Oord 2017, appendix A.1)."""
 
-    def __init__(self, codes: int, width: int, *, batch: int, remedies: bool = True) -> None:
-        """`batch` is the usual number of vectors; without `remedies` it is the plain VQ-VAE's."""
+    def __init__(
+        self, codes: int, width: int, *, batch: int, remedies: bool = True, rotation: bool = True
+    ) -> None:
+        """`batch` is the usual number of vectors; without `remedies` it is the plain VQ-VAE's.
+
+        Without `rotation` gradients pass the code as if it were not there (straight through).
+        """
         super().__init__()
         self.width, self.remedies = width, remedies
         self.inner = package().VectorQuantize(
-            width, codes, **_options(codes, batch, remedies=remedies)
+            width, codes, **_options(codes, batch, remedies, rotation and remedies)
         )
 
     def forward(self, z_ND: Tensor) -> Quantized:
@@ -61,7 +69,7 @@ class SimVQ(Quantizer):
     def __init__(self, codes: int, width: int) -> None:
         super().__init__()
         self.width = width
-        self.inner = package().SimVQ(width, codes)
+        self.inner = package().SimVQ(width, codes, rotation_trick=False)
 
     def forward(self, z_ND: Tensor) -> Quantized:
         """The nearest codes; the codebook learns by the loss."""
@@ -83,7 +91,9 @@ class SimVQ(Quantizer):
 class ResidualQuantizer(Quantizer):
     """Levels of VQ; in training a random number of the last ones is left out."""
 
-    def __init__(self, codes: int, width: int, levels: int, *, batch: int) -> None:
+    def __init__(
+        self, codes: int, width: int, levels: int, *, batch: int, rotation: bool = True
+    ) -> None:
         super().__init__()
         self.width = width
         self.inner = package().ResidualVQ(
@@ -91,7 +101,7 @@ class ResidualQuantizer(Quantizer):
             num_quantizers=levels,
             codebook_size=codes,
             quantize_dropout=levels > 1,
-            **_options(codes, batch, remedies=True),
+            **_options(codes, batch, True, rotation),
         )
 
     def forward(self, z_ND: Tensor) -> Quantized:
@@ -119,12 +129,12 @@ class ResidualQuantizer(Quantizer):
             layer._codebook.has_dead_code_replacement = False
 
 
-def _options(codes: int, batch: int, *, remedies: bool) -> dict:
+def _options(codes: int, batch: int, remedies: bool, rotation: bool) -> dict:
     return {
         "decay": DECAY,
         "commitment_weight": COMMITMENT,
         "threshold_ema_dead_code": DEAD * batch / codes if remedies else 0,
-        "rotation_trick": remedies,
+        "rotation_trick": rotation,
     }
 
 

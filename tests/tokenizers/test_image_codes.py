@@ -12,7 +12,8 @@ pytest.importorskip("vector_quantize_pytorch")
 from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image import ConvCodes, FitOptions, evaluate, fit
-from plait.tokenizers.image_grid import grids, nearest_grid
+from plait.tokenizers.image_codes import make_quantizer
+from plait.tokenizers.image_grid import PictureTokenizer, grids, nearest_grid
 
 from .made_pictures import picture
 
@@ -101,10 +102,13 @@ def test_fit_depends_on_seed_alone():
 
 
 def test_training_helps_and_tells_of_its_codes():
-    lines = []
+    told = []
     options = FitOptions(**{**TINY, "quantizer": "lfq", "steps": 100})
-    trained = fit(PICTURES, options, progress=lambda message, _: lines.append(message))
-    assert any("of 64 codes used, perplexity" in line for line in lines)
+    trained = fit(PICTURES, options, progress=lambda message, _, **figures: told.append(figures))
+    told = [figures for figures in told if figures]
+    assert len(told) == 10
+    assert all(f["error"] > 0 and 0 < f["codes_used_share"] <= 1 for f in told)
+    assert all(1 <= f["perplexity"] <= 64 * f["codes_used_share"] for f in told)
     untrained = made(quantizer="lfq", steps=0)
     assert evaluate(trained, PICTURES)["psnr"] > evaluate(untrained, PICTURES)["psnr"] + 0.3
 
@@ -115,6 +119,23 @@ def test_presets_differ_in_size():
         for p in ("tiny", "small", "base")
     ]
     assert sizes[0] * 2 < sizes[1] and sizes[1] * 2 < sizes[2]
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "rvq", "simvq"])
+def test_gradients_pass_codes_turned_or_straight(quantizer):
+    ways = ("rotation", "straight") if quantizer != "simvq" else ("straight",)
+    generator = torch.Generator().manual_seed(0)
+    z_ND, towards_ND = torch.randn(2, 40, 64, generator=generator)
+    cosines = []
+    for way in ways:
+        torch.manual_seed(0)
+        one = make_quantizer(FitOptions(**{**TINY, "quantizer": quantizer, "gradient": way}))
+        x_ND = z_ND.clone().requires_grad_()
+        (one.train()(x_ND).vectors_ND * towards_ND).sum().backward()
+        assert x_ND.grad is not None
+        cosines.append(torch.cosine_similarity(x_ND.grad, towards_ND).mean().item())
+    assert cosines[-1] == pytest.approx(1, abs=1e-5)
+    assert quantizer == "simvq" or cosines[0] < 0.995
 
 
 @pytest.mark.parametrize("changes", [{"pixels": "l1"}, {"perceptual": 0.5}, {"adversarial": 0.1}])
@@ -136,6 +157,7 @@ def test_aspect_buckets(change, tmp_path):
     assert tokenizer.span_length is None
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, PictureTokenizer)
     sizes = [loaded.decode(e).size for e in loaded.encode_batch([wide, square, tall])]
     assert sizes == [(40, 24), (32, 32), (24, 40)]
     report = evaluate(loaded, PICTURES)
@@ -190,6 +212,10 @@ def test_configuration_of_another_network(tmp_path, key, value):
         {"quantizer": "vq", "perceptual": -1.0},
         {"quantizer": None, "adversarial": 1.0},
         {"quantizer": None, "aspect": 0.5},
+        {"quantizer": "vq", "gradient": "none"},
+        {"quantizer": "fsq", "gradient": "rotation"},
+        {"quantizer": "simvq", "gradient": "rotation"},
+        {"method": "fsq", "gradient": "rotation"},
     ],
 )
 def test_wrong_options(change):

@@ -1,3 +1,5 @@
+"""The tokenizer of continuous latents; its batches, threads and folder: test_same_ids.py."""
+
 import json
 
 import numpy as np
@@ -5,12 +7,19 @@ import pytest
 import torch
 from PIL import Image
 
+from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import ConfigError, SampleError
-from plait.tokenizers.image_latents import KLAutoencoder, LatentOptions, fit_latents
-from plait.tokenizers.image_metrics import psnr
-from plait.tokenizers.pictures import to_tensor
+from plait.tokenizers.image import FitOptions, KLAutoencoder, evaluate, fit
 
-TINY = {"size": 32, "channels": 6, "preset": "tiny", "steps": 150, "n_patches": 2000}
+TINY = {
+    "method": "kl",
+    "size": 32,
+    "channels": 6,
+    "preset": "tiny",
+    "steps": 120,
+    "n_patches": 2000,
+    "threads": 1,
+}
 
 
 def picture(seed, width=48, height=40):
@@ -24,73 +33,96 @@ def picture(seed, width=48, height=40):
 PICTURES = [picture(seed, 40 + seed % 30, 70 - seed % 25) for seed in range(50)]
 
 
-def quality(model):
-    decoded = [model.decode_latents(z) for z in model.encode_latents(PICTURES)]
-    pairs = [(to_tensor(d, 32), to_tensor(x, 32)) for d, x in zip(decoded, PICTURES, strict=True)]
-    return float(psnr(*(torch.stack(z) for z in zip(*pairs, strict=True))).mean())
+def made(**changes):
+    return fit(PICTURES, FitOptions(**{**TINY, **changes}))
 
 
 @pytest.fixture(scope="module")
 def model():
-    return fit_latents(PICTURES, LatentOptions(**TINY))
+    return made()
 
 
 def test_latents_are_normalized_and_decode(model):
-    latents = np.stack(model.encode_latents(PICTURES)).astype(np.float64)
-    assert latents.shape == (50, 4, 4, 6)
-    assert np.abs(latents.mean((0, 1, 2))).max() < 0.1
-    assert np.abs(latents.std((0, 1, 2)) - 1).max() < 0.1
-    assert quality(model) > 14
-    assert model.decode_latents(np.zeros((2, 5, 6), np.float16)).size == (40, 16)
+    encoded = model.encode_batch(PICTURES)
+    latents = np.stack([e.latents for e in encoded])
+    assert latents.dtype == np.float16 and latents.shape == (50, 16, 6)
+    assert np.abs(latents.astype(np.float64).mean((0, 1))).max() < 0.1
+    assert np.abs(latents.astype(np.float64).std((0, 1)) - 1).max() < 0.1
+    report = evaluate(model, PICTURES)
+    assert report["psnr"] > 14 and report["kl_nats"] > 0.5
+    assert abs(report["latents_mean"]) < 0.05 and abs(report["latents_deviation"] - 1) < 0.05
+
+
+def test_ids_hold_places_alone(model):
+    assert (model.vocab_size, model.width, model.span_length) == (1, 4, 16)
+    assert model.allowed(0) == range(1) == model.allowed(15)
+    (encoded,) = model.encode_batch(PICTURES[:1])
+    assert encoded.grid == (4, 4) and not encoded.ids.any()
 
 
 def test_training_helps(model):
-    untrained = fit_latents(PICTURES, LatentOptions(**{**TINY, "steps": 0}))
-    assert quality(model) > quality(untrained) + 0.2
+    gain = evaluate(model, PICTURES)["psnr"] - evaluate(made(steps=0), PICTURES)["psnr"]
+    assert gain > 0.1
 
 
 def test_the_kl_term_costs_detail():
-    tight = fit_latents(PICTURES, LatentOptions(**{**TINY, "kl": 1.0}))
-    loose = fit_latents(PICTURES, LatentOptions(**{**TINY, "kl": 0.0}))
-    assert quality(tight) < quality(loose) - 0.3
+    tight, loose = (evaluate(made(kl_weight=w), PICTURES) for w in (1.0, 0.0))
+    assert tight["psnr"] < loose["psnr"] - 0.3
+    assert tight["kl_nats"] < loose["kl_nats"] - 1
 
 
-@pytest.mark.parametrize("batch, threads", [(1, 1), (3, 2), (50, 2)])
-def test_latents_do_not_depend_on_batch_or_threads(model, batch, threads):
-    expected = model.encode_latents(PICTURES)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        parts = [PICTURES[i : i + batch] for i in range(0, 50, batch)]
-        found = [z for part in parts for z in model.encode_latents(part)]
-    finally:
-        torch.set_num_threads(before)
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+def test_the_kl_term_by_its_definition(model):
+    """Log densities of samples of both normal distributions."""
+    (encoded,) = model.encode_batch(PICTURES[:1])
+    native = encoded.latents * model.scale_D.numpy() + model.shift_D.numpy()
+    deviation = np.exp(model.log_variance_D.numpy() / 2)
+    noise = np.random.default_rng(0).standard_normal((4000, *native.shape))
+    x = native + deviation * noise
+    densities = -(noise**2) / 2 - np.log(deviation) + x**2 / 2
+    found = model.kl_nats(torch.from_numpy(encoded.latents).float())
+    assert found == pytest.approx(densities.mean(), rel=0.01)
 
 
-def test_saves_and_loads(model, tmp_path):
+def test_losses_are_those_of_other_autoencoders():
+    plain = made(steps=6).fingerprint
+    for change in ({"perceptual": 0.5}, {"adversarial": 0.1}, {"pixels": "l1"}):
+        assert made(steps=6, **change).fingerprint != plain
+
+
+def test_aspect_buckets(tmp_path):
+    made(steps=1, aspect=2.0).save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert isinstance(loaded, KLAutoencoder)
+    samples = [Image.new("RGB", s, "red") for s in [(90, 50), (50, 50), (30, 300)]]
+    encoded = loaded.encode_batch(samples)
+    assert [e.grid for e in encoded] == [(3, 5), (4, 4), (5, 3)]
+    assert [loaded.decode(e).size for e in encoded] == [(40, 24), (32, 32), (24, 40)]
+
+
+@pytest.mark.parametrize(
+    "change", [{"dim": 63}, {"channels": 4}, {"kind": "image:ConvFSQ"}, {"n_blocks": 1}]
+)
+def test_configuration_of_another_network(model, tmp_path, change):
     model.save(tmp_path)
-    loaded = KLAutoencoder.load(tmp_path)
-    first, again = model.encode_latents(PICTURES[:2]), loaded.encode_latents(PICTURES[:2])
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert loaded.decode_latents(first[0]).tobytes() == model.decode_latents(first[0]).tobytes()
     config = json.loads((tmp_path / "config.json").read_text())
-    for change in ({"dim": 63}, {"channels": 4}, {"kind": "image:ConvFSQ"}, {"n_blocks": 1}):
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(ConfigError):
-            KLAutoencoder.load(tmp_path)
-    with pytest.raises(ConfigError, match="no KL autoencoder"):
-        KLAutoencoder.load(tmp_path / "none")
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ConfigError):
+        load_tokenizer(tmp_path)
 
 
 def test_wrong_use(model):
+    ids = np.zeros(16, np.int64)
     with pytest.raises(SampleError, match="no pictures"):
-        fit_latents([], LatentOptions(**TINY))
-    for shape in [(4, 4), (4, 4, 3), (0, 4, 6)]:
-        with pytest.raises(SampleError, match="latents"):
-            model.decode_latents(np.zeros(shape, np.float16))
+        fit([], FitOptions(**TINY))
+    with pytest.raises(SampleError, match="latents, and none are given"):
+        model.decode(Encoded(ids=ids, width=4))
+    for shape in [(16,), (16, 5), (15, 6)]:
+        with pytest.raises(SampleError, match=r"should be \(16, 6\)"):
+            model.decode(Encoded(ids=ids, width=4, latents=np.zeros(shape, np.float16)))
     with pytest.raises(SampleError, match="finite"):
-        model.decode_latents(np.full((2, 2, 6), np.nan))
-    for change in ({"size": 30}, {"channels": 0}, {"kl": -1.0}, {"preset": "huge"}):
+        model.decode(Encoded(ids=ids, width=4, latents=np.full((16, 6), np.nan)))
+    with pytest.raises(SampleError, match="ids"):
+        model.decode(Encoded(ids=ids + 1, width=4, latents=np.zeros((16, 6))))
+    for change in ({"size": 30}, {"channels": 0}, {"kl_weight": -1.0}, {"preset": "huge"}):
         with pytest.raises(ConfigError):
-            LatentOptions(**{**TINY, **change})
+            FitOptions(**{**TINY, **change})

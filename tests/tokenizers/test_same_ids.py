@@ -73,6 +73,13 @@ def small_codes(quantizer: QuantizerName) -> Tokenizer:
     return image.fit(some_pictures(), options)
 
 
+def small_latents() -> Tokenizer:
+    options = image.FitOptions(
+        method="kl", preset="tiny", size=32, channels=5, steps=3, n_patches=2000, aspect=2.0
+    )
+    return image.fit(some_pictures(), options)
+
+
 def small_lm() -> Tokenizer:
     options = byte_lm.FitOptions(
         dim=16, n_layers=2, n_heads=2, window=8, hash_bits=6, steps=3, batch=2, seq_len=32
@@ -113,6 +120,7 @@ MAKERS = {
     "text:Text": [small_text],
     "image:ConvFSQ": [lambda: small_image("fsq")],
     "image:PatchKMeans": [lambda: small_image("patches")],
+    "image_latents:KLAutoencoder": [small_latents],
     "image_codes:ConvCodes": [lambda: small_codes("vq"), lambda: small_codes("rvq")],
     "text_hf:HuggingFace": [hugging_face],
     "text_tiktoken:Tiktoken": [ranks],
@@ -174,7 +182,7 @@ def threads() -> Iterator[None]:
 def assert_same(first: Encoded, second: Encoded) -> None:
     assert np.array_equal(first.ids, second.ids)
     assert first.width == second.width and first.ids.dtype == second.ids.dtype
-    for name in ("patch_starts", "durations"):
+    for name in ("patch_starts", "durations", "latents"):
         a, b = getattr(first, name), getattr(second, name)
         assert (a is None) == (b is None) and (a is None or np.array_equal(a, b))
 
@@ -191,7 +199,7 @@ def test_same_input_same_ids(name: str, which: int, tmp_path: Path, threads: Non
     samples = samples_of(tokenizer)
     torch.set_num_threads(1)
     alone = [tokenizer.encode_batch([sample])[0] for sample in samples]
-    assert len({e.ids.tobytes() for e in alone}) > 2  # or nothing is tested
+    assert len({(e.ids.tobytes(), str(e.latents)) for e in alone}) > 2  # or nothing is tested
     order = np.random.default_rng(0).permutation(len(samples))
     tokenizer.save(tmp_path)
     loaded = load_tokenizer(tmp_path)
