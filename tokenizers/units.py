@@ -40,7 +40,7 @@ BESIDE = 2
 """Frames to either side whose cepstra are also seen."""
 STACKED = CEPSTRA * (2 * BESIDE + 1)
 DIRECTIONS = 30
-LEVEL_FLOOR = 1.75
+LEVEL_FLOOR = 1.0
 """Added to the mel magnitudes of a sound of level 1 (root mean square), whose mean is about 18."""
 QUIETEST = 1e-4
 """Sounds below this level are not raised any further."""
