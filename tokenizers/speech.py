@@ -35,6 +35,7 @@ from plait.tokenizers.speech_report import measure
 from plait.tokenizers.units import Units, check_model_rates, fit_units
 
 MAX_BLOCK = 1024
+MAX_BEAM = 64
 CODED_ENERGY = 0.999
 """Share of the companded energy in the coefficients that are coded; the others are zero."""
 MAX_FRAMES = 160_000
@@ -64,6 +65,9 @@ class FitOptions:
     shifts: int = 4
     """mdct: times that each sound is fitted on, each time cut into frames at another place; 4 gain
     1 dB over 1 on a quarter of an hour of speech, at four times the cost."""
+    beam: int = 4
+    """mdct: chains of codes that encoding keeps at each level; 4 gain 0.45 dB over 1, at a fifth
+    of its speed."""
     block: int = 1
     """mdct: frames whose codes are ordered level by level; 1 orders codes frame by frame."""
     units: int = 500
@@ -85,6 +89,7 @@ class FitOptions:
         _check_range("hop", self.hop, 16, 4096)
         _check_range("shifts", self.shifts, 1, 64)
         _check_range("block", self.block, 1, MAX_BLOCK)
+        _check_range("beam", self.beam, 1, MAX_BEAM)
         _check_range("companding", self.companding, 0.1, 1)
         _check_range("loudness_companding", self.loudness_companding, 0.1, 1)
         _check_range("units", self.units, 2, 65_536)
@@ -111,13 +116,14 @@ class MDCT(Tokenizer):
         companding: float,
         loudness_companding: float,
         block: int = 1,
+        beam: int = 1,
     ) -> None:
         self.codebooks_LKD, self.bins_D = codebooks_LKD, bins_D
         self.sample_rate_hz, self.hop = sample_rate_hz, hop
         self.companding, self.loudness_companding = companding, loudness_companding
         self.codebooks, self.codebook_size, _ = codebooks_LKD.shape
         self.vocab_size = self.codebooks * self.codebook_size
-        self.block = block
+        self.block, self.beam = block, beam
         self.width = self.codebooks * block
         self.tokens_per_s = sample_rate_hz / hop * self.codebooks
 
@@ -144,7 +150,7 @@ class MDCT(Tokenizer):
         """Int32 ids of compressed frames, in the codec's layout and of whole blocks."""
         missing = -len(frames_TD) % self.block
         frames_TD = torch.nn.functional.pad(frames_TD, (0, 0, 0, missing))
-        codes_TL = residual.encode(frames_TD, self.codebooks_LKD)
+        codes_TL = residual.encode(frames_TD, self.codebooks_LKD, beam=self.beam)
         ids_TL = codes_TL + torch.arange(self.codebooks) * self.codebook_size
         return coarse_first(ids_TL.numpy().astype(np.int32), self.block)
 
@@ -167,14 +173,15 @@ class MDCT(Tokenizer):
         return Waveform(samples=samples.clamp(-1, 1).numpy(), sample_rate_hz=self.sample_rate_hz)
 
     def config(self) -> dict[str, object]:
-        """Rate, hop and companding, and the block where there is one."""
+        """Rate, hop and companding, and the block and the beam where there is one."""
         numbers: dict[str, object] = {
             "sample_rate_hz": self.sample_rate_hz,
             "hop": self.hop,
             "companding": self.companding,
             "loudness_companding": self.loudness_companding,
         }
-        return numbers if self.block == 1 else {**numbers, "block": self.block}
+        others = {"block": self.block, "beam": self.beam}
+        return numbers | {name: value for name, value in others.items() if value != 1}
 
     def files(self) -> dict[str, bytes]:
         """The codebooks, and which coefficients they code."""
@@ -197,6 +204,7 @@ class MDCT(Tokenizer):
             companding=config_number(config, "companding", 0.1, 1),
             loudness_companding=config_number(config, "loudness_companding", 0.1, 1),
             block=int(config_number({"block": 1, **config}, "block", 1, MAX_BLOCK)),
+            beam=int(config_number({"beam": 1, **config}, "beam", 1, MAX_BEAM)),
         )
 
 
@@ -252,6 +260,7 @@ def _fit_mdct(sounds: list[Tensor], options: FitOptions, seed: int, progress: Pr
         companding=options.companding,
         loudness_companding=options.loudness_companding,
         block=options.block,
+        beam=options.beam,
     )
 
 

@@ -101,7 +101,7 @@ class SpeechModel:
         step = SEGMENT_S * RATE_HZ
         overlap = self.receptive - self.stride
         starts = range(0, len(samples) - self.receptive + 1, step)
-        with _one_thread():
+        with one_thread():
             parts = [self._states(samples[start : start + step + overlap]) for start in starts]
         return torch.cat(parts)
 
@@ -191,7 +191,8 @@ def _read(path: Path) -> bytes:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """One thread inside, so that sums are rounded alike however many there are outside."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

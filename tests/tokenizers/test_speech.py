@@ -291,6 +291,26 @@ def test_units_at_twice_the_rate_and_no_units_at_all():
     assert len(units.decode(Encoded(ids=np.zeros(0, np.int32))).samples) == 0
 
 
+def test_quiet_recordings_have_the_units_of_loud_ones(units):
+    quiet = Waveform(samples=VOICES[0].samples / 64, sample_rate_hz=VOICES[0].sample_rate_hz)
+    ids = [units.encode_batch([sound])[0].ids for sound in (VOICES[0], quiet)]
+    assert np.array_equal(*ids)
+
+
+def test_folders_of_before_there_was_a_beam_give_the_ids_they_gave(codec):
+    assert codec.beam == codec.config()["beam"] == 4
+    before = {name: value for name, value in codec.config().items() if name != "beam"}
+    greedy = MDCT.from_files(before, codec.files())
+    frames_TD = greedy.compress(mdct(prepare(VOICES[0], 16000), greedy.hop))
+    codes_TL = residual.encode(frames_TD, greedy.codebooks_LKD)
+    expected = codes_TL + torch.arange(3) * 64
+    ids = greedy.encode_batch(VOICES[:1])[0].ids
+    assert np.array_equal(ids, expected.flatten().numpy())
+    assert not np.array_equal(ids, codec.encode_batch(VOICES[:1])[0].ids)
+    with pytest.raises(ConfigError, match="beam"):
+        FitOptions(beam=0)
+
+
 def test_wrong_durations(units):
     with pytest.raises(SampleError, match="durations"):
         units.decode(Encoded(ids=np.array([1, 2]), durations=np.array([1], np.uint8)))
