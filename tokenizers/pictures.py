@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms.v2 import CenterCrop, Resize
-from torchvision.transforms.v2.functional import pil_to_tensor, resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 ZOOM = 1.5
 """A thumbnail's short side over the size of a training crop: crops differ by that much in scale."""
@@ -29,7 +29,8 @@ def to_rectangle(image: Image, height: int, width: int) -> Tensor:
     """The largest middle part of this shape, resized, uint8 [3, height, width]."""
     scale = min(image.height / height, image.width / width)
     part = max(1, round(height * scale)), max(1, round(width * scale))
-    return pil_to_tensor(Resize((height, width), antialias=True)(CenterCrop(part)(_rgb(image))))
+    middle = center_crop(_rgb(image), list(part))
+    return pil_to_tensor(resize(middle, [height, width], antialias=True))
 
 
 def to_thumbnail(image: Image, size: int) -> Tensor:

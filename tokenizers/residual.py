@@ -11,6 +11,9 @@ from plait.kernels.nearest_code import nearest_code
 from plait.tokenizers.base import Progress, ignore
 from plait.tokenizers.kmeans import kmeans
 
+ROWS = 2048
+"""Vectors that go through all levels together: what is left of them stays in cache."""
+
 
 def fit_codebooks(
     x_ND: Tensor,
@@ -36,12 +39,8 @@ def fit_codebooks(
 
 
 def encode(x_ND: Tensor, codebooks_LKD: Tensor) -> Tensor:
-    """Codes int64 [N, L], level by level."""
-    codes = []
-    for codebook_KD in codebooks_LKD:
-        codes.append(nearest_code(x_ND, codebook_KD))
-        x_ND = x_ND - codebook_KD[codes[-1]]
-    return torch.stack(codes, dim=1)
+    """Codes int64 [N, L], level by level; those of a vector do not depend on the others."""
+    return torch.cat([_encode(rows, codebooks_LKD) for rows in x_ND.split(ROWS)])
 
 
 def decode(codes_NL: Tensor, codebooks_LKD: Tensor) -> Tensor:
@@ -50,3 +49,11 @@ def decode(codes_NL: Tensor, codebooks_LKD: Tensor) -> Tensor:
     for level, codebook_KD in enumerate(codebooks_LKD):
         x_ND += codebook_KD[codes_NL[:, level]]
     return x_ND
+
+
+def _encode(x_ND: Tensor, codebooks_LKD: Tensor) -> Tensor:
+    codes = []
+    for codebook_KD in codebooks_LKD:
+        codes.append(nearest_code(x_ND, codebook_KD))
+        x_ND = x_ND - codebook_KD[codes[-1]]
+    return torch.stack(codes, dim=1)
