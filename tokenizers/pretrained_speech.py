@@ -1,7 +1,7 @@
 """Published sound codecs (EnCodec, DAC, Mimi, X-Codec) behind the contract of every tokenizer.
 
 Tokens are flattened frame by frame, coarse level first, each level with ids of its own, as in
-speech.MDCT. Sounds are encoded one by one and never padded to their neighbours' length: padding
+speech.MDCT. Sounds are encoded one by one, on one thread, and never padded to their neighbours' length: padding
 changed 7 % of DAC's codes and every feature of the HuBERT in X-Codec. Nor are sounds of one length
 batched: by 16 a full-sized EnCodec codes 11 s of sound a CPU second, one by one 14.5, Mimi 10 and
 13, and 0.03 % of EnCodec's codes became others. A sound longer than `piece_s` is encoded in pieces
@@ -23,6 +23,7 @@ from plait.tokenizers.checks import WEIGHTS_FILE, checked_ids, config_number
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.pretrained import Network, from_files
 from plait.tokenizers.sound import prepare
+from plait.tokenizers.threads import threads
 
 PIECE_S = 30.0
 """Seconds that are encoded at once."""
@@ -67,7 +68,8 @@ class PretrainedSpeech(Tokenizer):
 
     def encode_batch(self, samples: Sequence[Waveform]) -> list[Encoded]:
         """A frame for each begun `hop` samples; SampleError if a sound is empty or not finite."""
-        return [self._encode(prepare(sample, self.sample_rate_hz)) for sample in samples]
+        with threads(1):
+            return [self._encode(prepare(sample, self.sample_rate_hz)) for sample in samples]
 
     @torch.inference_mode()
     def _encode(self, samples: Tensor) -> Encoded:

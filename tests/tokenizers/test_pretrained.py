@@ -268,6 +268,24 @@ def test_lower_precision_is_kept_on_disk_and_run_in_float32(tmp_path):
     assert np.array_equal(again.encode_batch([wave])[0].ids, tokenizer.encode_batch([wave])[0].ids)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_codecs_run_on_one_thread(folders, kind):
+    """Sums of larger networks than these change in the last bits with the number of threads."""
+    tokenizer = make(folders[kind])
+    assert isinstance(tokenizer, (PretrainedImage, PretrainedSpeech))
+    seen = set()
+    for module in tokenizer.network.model.modules():
+        module.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    is_image = isinstance(tokenizer, PretrainedImage)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tokenizer.encode_batch([picture(20, 20) if is_image else sound(4000, RATE_HZ[kind])])
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_without_the_library(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"plait\[pretrained\]"):
