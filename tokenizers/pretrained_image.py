@@ -67,7 +67,7 @@ class PretrainedImage(Tokenizer):
 
     def _vocab_from(self, codec: object) -> None:
         name = "codebook_size" if self.network.kind == "emu3_vqgan" else "num_embeddings"
-        self.vocab_size = int(getattr(codec, name))
+        self.vocab_size = self.codes = int(getattr(codec, name))
 
     @classmethod
     def from_network(cls, network: Network, processor: Mapping[str, object], size: int = 0) -> Self:
@@ -102,19 +102,30 @@ class PretrainedImage(Tokenizer):
 
     def prepare(self, image: Image.Image) -> Tensor:
         """What the network is given, float32 [1, 3, size, size]."""
-        if not isinstance(image, Image.Image) or not min(image.size):
-            raise SampleError("the image tokenizer takes pictures of at least one pixel")
-        square = middle_square(image.convert("RGB"), self.size, self.resample)
-        pixels_SS3 = np.asarray(square).astype(np.float64) * self.rescale
+        pixels_SS3 = np.asarray(self._square(image)).astype(np.float64) * self.rescale
         pixels_SS3 = (pixels_SS3.astype(np.float32) - self.mean) / self.std
         return torch.from_numpy(pixels_SS3.transpose(2, 0, 1)[None].astype(np.float32))
+
+    def to_pixels(self, image: Image.Image) -> Tensor:
+        """The middle square that the tokenizer sees, uint8 [3, size, size]."""
+        return torch.from_numpy(np.array(self._square(image))).permute(2, 0, 1)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        if not isinstance(image, Image.Image) or not min(image.size):
+            raise SampleError("the image tokenizer takes pictures of at least one pixel")
+        return middle_square(image.convert("RGB"), self.size, self.resample)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the library has the codec's decoder."""
+        return hasattr(self._model, "decode")
 
     @torch.inference_mode()
     def decode(self, encoded: Encoded) -> Image.Image:
         """An RGB picture of `size` pixels; ConfigError for Chameleon, of which the library has
         the encoder alone; SampleError if the ids are not one picture's.
         """
-        if not hasattr(self._model, "decode"):
+        if not self.decodes:
             raise ConfigError(
                 f"the library has no decoder for {self.network.kind}: its ids cannot become "
                 "pictures"

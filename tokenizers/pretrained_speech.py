@@ -1,12 +1,12 @@
 """Published sound codecs (EnCodec, DAC, Mimi, X-Codec) behind the contract of every tokenizer.
 
 Tokens are flattened frame by frame, coarse level first, each level with ids of its own, as in
-speech.MDCT. Sounds are encoded one by one, on one thread, and never padded to their neighbours' length: padding
-changed 7 % of DAC's codes and every feature of the HuBERT in X-Codec. Nor are sounds of one length
-batched: by 16 a full-sized EnCodec codes 11 s of sound a CPU second, one by one 14.5, Mimi 10 and
-13, and 0.03 % of EnCodec's codes became others. A sound longer than `piece_s` is encoded in pieces
-of that length, so memory is bounded, and ids depend on the sound alone; up to there they are the
-library's own.
+speech.MDCT. Sounds are encoded one by one, on one thread, and never padded to their neighbours'
+length: padding changed 7 % of DAC's codes and every feature of the HuBERT in X-Codec. Nor are
+sounds of one length batched: by 16 a full-sized EnCodec codes 11 s of sound a CPU second, one by
+one 14.5, Mimi 10 and 13, and 0.03 % of EnCodec's codes became others. A sound longer than `piece_s`
+is encoded in pieces of that length, so memory is bounded, and ids depend on the sound alone; up to
+there they are the library's own.
 
 T frames, L levels.
 """
