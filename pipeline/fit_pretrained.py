@@ -5,11 +5,15 @@ what `plait fit` holds out: the report has the same metrics and the same page.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
+import numpy as np
+import torch
 import tyro
 
 from plait.pipeline.fields import parse_fields
@@ -20,9 +24,11 @@ from plait.pipeline.progress import Progress
 from plait.tokenizers import image_report, speech_report
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.image_grid import PictureTokenizer
 from plait.tokenizers.pretrained import KINDS, read_folder
 from plait.tokenizers.pretrained_image import PretrainedImage
 from plait.tokenizers.pretrained_speech import PretrainedSpeech, levels_of
+from plait.tokenizers.quantize import CodeUse
 
 USUAL_CODEBOOKS = 8
 
@@ -125,10 +131,25 @@ def _evaluate(tokenizer: Tokenizer, samples: FitSamples) -> dict[str, float]:
     with Progress("measuring", total=samples.counts()["fit"], unit="samples") as bar:
         raws = _counted(first_or_error(samples), bar)
         if isinstance(tokenizer, PretrainedImage):
-            return image_report.evaluate(tokenizer, raws)
+            if not tokenizer.decodes:
+                return _code_use(tokenizer, raws)
+            return image_report.evaluate(cast(PictureTokenizer, tokenizer), raws)
         assert isinstance(tokenizer, PretrainedSpeech)
         rate_hz, levels = tokenizer.sample_rate_hz, tokenizer.codebooks
         return speech_report.measure(tokenizer, raws, rate_hz, codebooks=levels)
+
+
+def _code_use(tokenizer: Tokenizer, raws: Iterable) -> dict[str, float]:
+    """All that can be said of a codec of which the library has the encoder alone."""
+    ids = [tokenizer.encode_batch([raw])[0].ids for raw in raws]
+    use = CodeUse.of(torch.from_numpy(np.concatenate(ids).astype(np.int64)), tokenizer.vocab_size)
+    return {
+        "images": len(ids),
+        "codes_used": use.codes_used,
+        "codes_dead": use.codes_dead,
+        "perplexity": use.perplexity,
+        "bits_per_token": math.log2(tokenizer.vocab_size),
+    }
 
 
 def _counted(raws: Iterable, bar: Progress) -> Iterator:

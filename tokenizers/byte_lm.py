@@ -30,8 +30,8 @@ from plait.tokenizers.byte_threshold import part_for_threshold, with_limit
 from plait.tokenizers.byte_train import Training, train
 from plait.tokenizers.checks import WEIGHTS_FILE, weights_from_files, weights_to_bytes
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.image_fit import threads
 from plait.tokenizers.sampling import choose
-from plait.tokenizers.threads import threads
 
 CALIBRATION_BYTES = 1 << 18
 """Bytes at most that set the threshold and are not learned."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from plait.tokenizers.base import Progress
 from plait.tokenizers.byte_network import BEGIN, ByteNetwork, NetworkConfig, window_mask
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.image_fit import threads
 from plait.tokenizers.sampling import choose
-from plait.tokenizers.threads import threads
 
 WEIGHT_DECAY = 0.1
 WARM_UP = 50

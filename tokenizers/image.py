@@ -27,7 +27,7 @@ from plait.tokenizers.early_stop import set_aside
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.image_codes import ConvCodes, fit_codes
-from plait.tokenizers.image_fit import sample_patches, train
+from plait.tokenizers.image_fit import sample_patches, threads, train
 from plait.tokenizers.image_grid import (
     MAX_BLOCKS,
     MAX_CODES,
@@ -42,7 +42,6 @@ from plait.tokenizers.image_report import evaluate
 from plait.tokenizers.kmeans import kmeans
 from plait.tokenizers.pictures import scale, to_thumbnail
 from plait.tokenizers.sampling import choose
-from plait.tokenizers.threads import threads
 from plait.tokenizers.topographic import fit_map
 
 __all__ = [

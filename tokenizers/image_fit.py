@@ -9,7 +9,8 @@ B pictures, S pixels a side, N patches, P values of a patch.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,6 @@ from plait.tokenizers.early_stop import EarlyStop
 from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState, Loop
 from plait.tokenizers.image_network import Autoencoder
 from plait.tokenizers.pictures import random_crops, scale, whole_crops
-from plait.tokenizers.threads import threads as threads
 
 LR, WEIGHT_DECAY, BATCH, WARM_UP = 1e-3, 0.05, 16, 50
 AVERAGE = 0.995
@@ -110,6 +110,17 @@ def set_rate(optimizer: torch.optim.Optimizer, step: int, steps: int) -> None:
     warm = min(1.0, (step + 1) / WARM_UP)
     for group in optimizer.param_groups:
         group["lr"] = LR * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with a fixed number of threads: sums are cut up by it, so results depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

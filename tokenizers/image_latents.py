@@ -31,7 +31,7 @@ from plait.tokenizers.checks import (
 from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.image_codes_network import Codec
 from plait.tokenizers.image_codes_train import WEIGHT_DECAY
-from plait.tokenizers.image_fit import make_optimizer, sample_patches, set_rate
+from plait.tokenizers.image_fit import make_optimizer, sample_patches, set_rate, threads
 from plait.tokenizers.image_grid import BATCH, MAX_BLOCKS, MAX_DIM, check_grid, checked, grid_of
 from plait.tokenizers.image_options import PRESETS, PresetName
 from plait.tokenizers.pictures import (
@@ -41,7 +41,6 @@ from plait.tokenizers.pictures import (
     to_thumbnail,
     whole_crops,
 )
-from plait.tokenizers.threads import threads
 
 LOG_VARIANCE = -5.0
 """Logarithm of the noise's variance at first, in latents of variance 1."""

@@ -23,8 +23,8 @@ from torch import Tensor
 from plait.tokenizers.base import Encoded, Tokenizer
 from plait.tokenizers.checks import WEIGHTS_FILE, checked_ids, config_number
 from plait.tokenizers.errors import ConfigError, SampleError
+from plait.tokenizers.image_fit import threads
 from plait.tokenizers.pretrained import Network, from_files
-from plait.tokenizers.threads import threads
 
 MAX_SIZE = 2048
 LONGEST = 4

@@ -21,9 +21,9 @@ from torch import Tensor
 from plait.tokenizers.base import Encoded, Tokenizer, Waveform
 from plait.tokenizers.checks import WEIGHTS_FILE, checked_ids, config_number
 from plait.tokenizers.errors import ConfigError, SampleError
+from plait.tokenizers.image_fit import threads
 from plait.tokenizers.pretrained import Network, from_files
 from plait.tokenizers.sound import prepare
-from plait.tokenizers.threads import threads
 
 PIECE_S = 30.0
 """Seconds that are encoded at once."""

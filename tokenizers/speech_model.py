@@ -14,7 +14,8 @@ T frames, F width of the model.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 
 from plait.tokenizers.checks import config_number, weights_to_bytes
 from plait.tokenizers.errors import ConfigError
-from plait.tokenizers.threads import threads
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -102,7 +102,7 @@ class SpeechModel:
         step = SEGMENT_S * RATE_HZ
         overlap = self.receptive - self.stride
         starts = range(0, len(samples) - self.receptive + 1, step)
-        with threads(1):
+        with _one_thread():
             parts = [self._states(samples[start : start + step + overlap]) for start in starts]
         return torch.cat(parts)
 
@@ -189,3 +189,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; --model takes a model's folder") from None
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
