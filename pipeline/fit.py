@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from importlib import import_module
 from inspect import signature
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> int:
     if job.json:
         print(json.dumps(report, indent=2, ensure_ascii=False))
     else:
-        _print_report(report, job.out)
+        print_report(report, job.out)
     return 0
 
 
@@ -149,9 +149,7 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         "kind": kind,
         "vocab_size": tokenizer.vocab_size,
         "fingerprint": tokenizer.fingerprint,
-        "metrics": {
-            name: value if math.isfinite(value) else None for name, value in metrics.items()
-        },
+        "metrics": finite(metrics),
         "samples": samples.counts(),
         "seconds": {
             "fit": round(fitted - began, 2),
@@ -162,7 +160,7 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         "notes": notes,
         "curves": {name: thinned(points) for name, points in curves.items()},
     }
-    _save(tokenizer, report, samples, job.out)
+    save_fit(tokenizer, report, samples, job.out)
     if state is not None:
         state.clear()
     write_fit_page(job.out / PAGE, tokenizer, report, samples.load(samples.held_out))
@@ -188,7 +186,7 @@ def _fit(
                 message += f", {name.replace('_', ' ')} {value:.4g}"
             bar.update(100 * share, message)
 
-        loaded = _first_or_error(samples) if samples.sources else ()
+        loaded = first_or_error(samples) if samples.sources else ()
         more = {} if state is None else {"state": state}
         tokenizer = module.fit(loaded, options, seed=seed, progress=progress, **more)
     for note in notes:
@@ -214,6 +212,11 @@ def _state(
     return FitState(job.out / STATE, xxhash.xxh3_128_hexdigest(text.encode()))
 
 
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """The metrics as JSON has them: null for what is no number."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
 def thinned(points: list[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
     """Means of neighbours, so that a curve has at most so many points."""
     size = -(-len(points) // most)
@@ -222,7 +225,7 @@ def thinned(points: list[tuple[float, float]], most: int = 200) -> list[tuple[fl
     return [(round(x, 4), float(f"{y:.5g}")) for x, y in means]
 
 
-def _first_or_error(samples: FitSamples) -> Iterable:
+def first_or_error(samples: FitSamples) -> Iterable:
     """The samples to fit on; ConfigError if not one of them can be read."""
     loaded = samples.load(samples.fit)
     for first in loaded:
@@ -236,7 +239,10 @@ def _chain(first: object, others: Iterable) -> Iterable:
     yield from others
 
 
-def _save(tokenizer: Tokenizer, report: dict[str, object], samples: FitSamples, out: Path) -> None:
+def save_fit(
+    tokenizer: Tokenizer, report: Mapping[str, object], samples: FitSamples, out: Path
+) -> None:
+    """The tokenizer's folder, without a page, in place of one that is there."""
     empty_folder(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(
@@ -248,7 +254,8 @@ def _save(tokenizer: Tokenizer, report: dict[str, object], samples: FitSamples, 
     tokenizer.save(out)
 
 
-def _print_report(report: dict[str, object], out: Path) -> None:
+def print_report(report: dict[str, object], out: Path) -> None:
+    """A table of what report.json holds."""
     from rich.console import Console
     from rich.table import Table
 
@@ -266,10 +273,7 @@ def _print_report(report: dict[str, object], out: Path) -> None:
     metrics = report["metrics"]
     assert isinstance(metrics, dict)
     for name, value in metrics.items():
-        shown = (
-            "-" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-        )
-        table.add_row(name, shown)
+        table.add_row(name, _shown(value))
     console.print(table)
     console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
     if samples["rejected"]:
@@ -285,7 +289,7 @@ def _shown(value: float | None) -> str:
 
 def _usage() -> str:
     lines = [f"  plait fit {kind} SOURCE... --out DIR [options]" for kind in MODULES]
-    lines.append(f"  plait fit {PRETRAINED} FOLDER --out DIR [options]")
+    lines.append(f"  plait fit {PRETRAINED} FOLDER [SOURCE...] --out DIR [options]")
     return "\n".join(
         [
             "usage:",

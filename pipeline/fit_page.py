@@ -73,7 +73,9 @@ def _examples(tokenizer: Tokenizer, pairs: Sequence[tuple[Raw, Encoded]]) -> Ite
         if tokenizer.modality in ("text", "bytes"):
             contents = [decode(tokenizer, encoded)]
         else:
-            contents = [show(_short(raw)), show(_short(tokenizer.decode(encoded)))]
+            contents = [show(_short(raw))]
+            if getattr(tokenizer, "decodes", True):
+                contents += [show(_short(tokenizer.decode(encoded)))]
         left -= sum(len(str(content.get("src", ""))) for content in contents)
         if left < 0:
             return

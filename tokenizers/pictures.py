@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling
 from torch import Tensor
 from torchvision.transforms.v2 import CenterCrop, Resize
 from torchvision.transforms.v2.functional import pil_to_tensor, resize
@@ -28,8 +28,10 @@ def to_tensor(image: Image, size: int) -> Tensor:
 def to_rectangle(image: Image, height: int, width: int) -> Tensor:
     """The largest middle part of this shape, resized, uint8 [3, height, width]."""
     scale = min(image.height / height, image.width / width)
-    part = max(1, round(height * scale)), max(1, round(width * scale))
-    return pil_to_tensor(Resize((height, width), antialias=True)(CenterCrop(part)(_rgb(image))))
+    tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
+    left, top = round((image.width - wide) / 2), round((image.height - tall) / 2)
+    middle = _rgb(image).crop((left, top, left + wide, top + tall))
+    return pil_to_tensor(middle.resize((width, height), Resampling.BILINEAR))
 
 
 def to_thumbnail(image: Image, size: int) -> Tensor:

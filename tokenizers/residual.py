@@ -15,6 +15,8 @@ LARGEST = 2.0**51
 """Squared distances of a search stay below it, in whole steps."""
 SCORES = 1 << 18
 """Scores that a search holds at once: 2 MiB."""
+ROWS = 2048
+"""Vectors that go through all levels together: what is left of them stays in cache."""
 
 
 def fit_codebooks(
@@ -46,15 +48,11 @@ def encode(x_ND: Tensor, codebooks_LKD: Tensor, *, beam: int = 1) -> Tensor:
     Each row's codes are its own, whatever N. A beam keeps that many chains at each level and gives
     the one that ends nearest, for no bits. Of one speaker's speech at 8 x 1024 codes beams of 2, 4,
     8 and 16 gain 0.30, 0.45, 0.58 and 0.64 dB SI-SDR, and a CPU-second codes 64, 46, 32 and 15
-    seconds of sound, 240 without.
+    seconds of sound, over 400 without.
     """
     if beam > 1:
         return _search(x_ND, codebooks_LKD, beam)
-    codes = []
-    for codebook_KD in codebooks_LKD:
-        codes.append(nearest_code(x_ND, codebook_KD))
-        x_ND = x_ND - codebook_KD[codes[-1]]
-    return torch.stack(codes, dim=1)
+    return torch.cat([_nearest(rows_ND, codebooks_LKD) for rows_ND in x_ND.split(ROWS)])
 
 
 def decode(codes_NL: Tensor, codebooks_LKD: Tensor) -> Tensor:
@@ -63,6 +61,14 @@ def decode(codes_NL: Tensor, codebooks_LKD: Tensor) -> Tensor:
     for level, codebook_KD in enumerate(codebooks_LKD):
         x_ND += codebook_KD[codes_NL[:, level]]
     return x_ND
+
+
+def _nearest(x_ND: Tensor, codebooks_LKD: Tensor) -> Tensor:
+    codes = []
+    for codebook_KD in codebooks_LKD:
+        codes.append(nearest_code(x_ND, codebook_KD))
+        x_ND = x_ND - codebook_KD[codes[-1]]
+    return torch.stack(codes, dim=1)
 
 
 def _search(x_ND: Tensor, codebooks_LKD: Tensor, beam: int) -> Tensor:

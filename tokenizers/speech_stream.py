@@ -110,4 +110,4 @@ class StreamEncoder:
         waiting = torch.cat([self._frames_waiting, frames_TD])
         whole = len(waiting) if last else len(waiting) - len(waiting) % self.tokenizer.block
         self._frames_waiting = waiting[whole:]
-        return self.tokenizer.ids(waiting[:whole]) if whole else np.zeros(0, np.int32)
+        return self.tokenizer.ids([waiting[:whole]])[0] if whole else np.zeros(0, np.int32)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -241,6 +242,57 @@ def test_a_saved_tokenizer_needs_the_folder_no_more(kind, tmp_path):
     assert str(tmp_path) not in (tmp_path / "t" / "config.json").read_text()
 
 
+def write_samples(folder: Path, kind: str, count: int) -> Path:
+    folder.mkdir()
+    for i in range(count):
+        if KINDS[kind].modality == "image":
+            picture(20 + i, 24, seed=i).save(folder / f"{i}.png")
+        else:
+            wave = sound(6000 + 100 * i, 16_000, seed=i)
+            soundfile.write(folder / f"{i}.wav", wave.samples, 16_000)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["chameleon_vqgan", "janus_vqgan", "encodec", "dac"])
+def test_a_codec_is_measured_on_sources(folders, kind, tmp_path):
+    source = write_samples(tmp_path / "samples", kind, 5)
+    is_image = KINDS[kind].modality == "image"
+    (source / ("broken.png" if is_image else "broken.wav")).write_bytes(b"nothing")
+    words = [str(folders[kind]), str(source), "--out", str(tmp_path / "t")]
+    assert cli.main(["fit", "pretrained", *words]) == 0
+    report = json.loads((tmp_path / "t" / "report.json").read_text())
+    metrics = report["metrics"]
+    assert report["samples"] == {"fit": 0, "held_out": 5, "rejected": 1}
+    assert "broken" in (tmp_path / "t" / "rejected.jsonl").read_text()
+    assert 0 < metrics["codes_used"] <= report["vocab_size"]
+    page = (tmp_path / "t" / "report.html").read_text()
+    assert "Before and after" in page and "Code use" in page
+    if not is_image:
+        assert metrics["sounds"] == 5 and {"si_sdr_db", "mel_distance_db"} < metrics.keys()
+        return
+    tokenizer = load_tokenizer(tmp_path / "t")
+    assert isinstance(tokenizer, PretrainedImage)
+    assert metrics["images"] == 5 and metrics["bits_per_token"] == 6
+    assert ("psnr" in metrics) == ("ssim" in metrics) == (kind != "chameleon_vqgan")
+    if kind == "janus_vqgan":
+        images = [Image.open(path) for path in sorted(source.glob("[0-9].png"))]
+        errors = []
+        for encoded, image in zip(tokenizer.encode_batch(images), images, strict=True):
+            seen, decoded = tokenizer.to_pixels(image), np.asarray(tokenizer.decode(encoded))
+            difference = seen.permute(1, 2, 0).numpy() / 255.0 - decoded / 255.0
+            errors.append(-10 * np.log10(np.square(difference).mean()))
+        assert metrics["psnr"] == pytest.approx(np.mean(errors), rel=1e-4)
+
+
+def test_sources_that_a_codec_cannot_be_measured_on(folders, tmp_path, capsys):
+    source = write_samples(tmp_path / "samples", "dac", 2)
+    out = ["--out", str(tmp_path / "t")]
+    assert cli.main(["fit", "pretrained", str(folders["janus_vqgan"]), str(source), *out]) == 2
+    assert "no image, but 2 audio" in capsys.readouterr().err
+    assert cli.main(["fit", "pretrained", str(folders["dac"]), str(tmp_path / "no"), *out]) == 2
+    assert not (tmp_path / "t").exists()
+
+
 @pytest.mark.parametrize("kind", IMAGES)
 def test_the_codec_of_a_whole_model(folders, kind, tmp_path):
     whole = save_whole(make_model(kind), tmp_path / "whole", KINDS[kind].part or "")
@@ -266,6 +318,24 @@ def test_lower_precision_is_kept_on_disk_and_run_in_float32(tmp_path):
     wave = sound(3000, 16_000)
     again = load_tokenizer(tmp_path / "t")
     assert np.array_equal(again.encode_batch([wave])[0].ids, tokenizer.encode_batch([wave])[0].ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codecs_run_on_one_thread(folders, kind):
+    """Sums of larger networks than these change in the last bits with the number of threads."""
+    is_image = KINDS[kind].modality == "image"
+    tokenizer = make(folders[kind], size=16 if is_image else 0)
+    assert isinstance(tokenizer, (PretrainedImage, PretrainedSpeech))
+    seen = set()
+    for module in tokenizer.network.model.modules():
+        module.register_forward_pre_hook(lambda *_: seen.add(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        tokenizer.encode_batch([picture(20, 20) if is_image else sound(4000, RATE_HZ[kind])])
+        assert (seen, torch.get_num_threads()) == ({1}, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_without_the_library(folders, monkeypatch):

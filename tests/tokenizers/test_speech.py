@@ -97,6 +97,18 @@ def test_each_residual_level_lowers_the_error():
     assert (residual.encode(torch.zeros(1, 8), books) == 0).all()
 
 
+def test_residual_codes_do_not_depend_on_the_other_vectors(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    codebooks_LKD = torch.randn(3, 64, 40, generator=generator).round(decimals=1)
+    x_ND = torch.randn(300, 40, generator=generator).round(decimals=1)
+    together = residual.encode(x_ND, codebooks_LKD)
+    alone = [residual.encode(x_1D, codebooks_LKD) for x_1D in x_ND.split(1)]
+    assert torch.equal(torch.cat(alone), together)
+    monkeypatch.setattr(residual, "ROWS", 77)
+    assert torch.equal(residual.encode(x_ND, codebooks_LKD), together)
+    assert residual.encode(x_ND[:0], codebooks_LKD).shape == (0, 3)
+
+
 def test_codec_is_near_the_original_and_more_levels_are_nearer(codec):
     report = evaluate(codec, VOICES[:4])
     finer = evaluate(fit(VOICES, FitOptions(codebooks=8, codebook_size=64)), VOICES[:4])
