@@ -182,8 +182,11 @@ def fit(
     seed: int = 0,
     progress: Progress = ignore,
     state: FitState = KEPT_NOWHERE,
-) -> MDCT | Units:
-    """Fit on sounds; ConfigError if there are none. Method `conv` goes on from `state`."""
+) -> Tokenizer:
+    """Fit on sounds, an MDCT, ConvCodec or Units; ConfigError if there are none.
+
+    Method `conv` goes on from `state`.
+    """
     rate_hz = options.sample_rate_hz
     model = SpeechModel.from_folder(options.model, options.layer) if options.model else None
     check_model_rates(model, rate_hz, options.unit_rate_hz)

@@ -22,7 +22,7 @@ from plait.tokenizers.image_fit import make_optimizer, set_rate
 from plait.tokenizers.mdct import forward, inverse
 from plait.tokenizers.quantize import CodeUse
 from plait.tokenizers.quantize_vq import ResidualQuantizer
-from plait.tokenizers.speech_codec_network import Codec
+from plait.tokenizers.speech_codec_network import Codec, Corrected
 from plait.tokenizers.speech_losses import SoundLoss
 from plait.tokenizers.speech_options import FitOptions
 
@@ -71,7 +71,7 @@ class Trained(nn.Module):
         return (late + early).flatten(1)
 
     @staticmethod
-    def _through(network: nn.Module, x_BTD: Tensor) -> Tensor:
+    def _through(network: Corrected, x_BTD: Tensor) -> Tensor:
         return network(x_BTD, network.start(len(x_BTD)))[0]
 
 
@@ -115,14 +115,16 @@ def train_codec(
     measure, quantizer = SoundLoss(options), trained.quantizer
     parameters = list(trained.parameters())
     optimizer = make_optimizer(parameters, WEIGHT_DECAY)
-    looked_at = Crops(aside, options).draw(BATCH, torch.Generator().manual_seed(0)) if aside else ()
+    looked_at = []
+    if aside:
+        looked_at.append(Crops(aside, options).draw(BATCH, torch.Generator().manual_seed(0)))
 
+    @torch.no_grad()
     def loss_aside() -> float:
         trained.eval()
-        with torch.no_grad():
-            loss = measure(trained(looked_at)[0], trained_part(looked_at, options.hop))
+        losses = [measure(trained(x_BN)[0], trained_part(x_BN, options.hop)) for x_BN in looked_at]
         trained.train()
-        return loss.item()
+        return torch.stack(losses).mean().item()
 
     stop = EarlyStop(trained, options.steps, options.patience, loss_aside, progress)
     generators = {"generator": generator, "torch": torch.default_generator}

@@ -155,14 +155,14 @@ def test_training_brings_sounds_it_has_not_seen_nearer_and_uses_its_codes():
         for name, value in found.items():
             figures.setdefault(name, []).append(value)
 
-    options = FitOptions(**{**TINY, "steps": 150})
+    options = FitOptions(**{**TINY, "steps": 80})
     trained = fit(SOUNDS, options, progress=progress)
     start, end = evaluate(made(steps=0), held_out), evaluate(trained, held_out)
     assert end["si_sdr_db"] > start["si_sdr_db"] + 0.3
     assert end["multi_mel_db"] < start["multi_mel_db"] - 0.3
     assert end["codes_used"] >= 0.7 * LEVELS * CODES
     assert figures["codes_used"][-1] >= 0.7
-    assert np.mean(figures["loss"][-3:]) < 0.9 * figures["loss"][0]
+    assert np.mean(figures["loss"][-3:]) < 0.95 * figures["loss"][0]
 
 
 class KilledError(Exception):
@@ -179,7 +179,7 @@ def killed_at(share: float):
 
 @pytest.mark.parametrize("patience", [0, 3])
 def test_a_killed_fit_ends_with_the_same_bits(tmp_path, patience):
-    options = FitOptions(**{**TINY, "steps": 30, "patience": patience})
+    options = FitOptions(**{**TINY, "steps": 20, "patience": patience})
     rng = torch.get_rng_state()
     whole = fit(SOUNDS, options)
     assert torch.equal(torch.get_rng_state(), rng)
@@ -187,7 +187,7 @@ def test_a_killed_fit_ends_with_the_same_bits(tmp_path, patience):
         fit(SOUNDS, options, state=FitState(tmp_path / "state", "a", 0.0), progress=killed_at(0.6))
     taken_up = FitState(tmp_path / "state", "a", 0.0)
     saved = taken_up.load()
-    assert saved is not None and 0 < int(saved["step"]) < 30
+    assert saved is not None and 0 < int(saved["step"]) < 20
     assert fit(SOUNDS, options, state=taken_up).fingerprint == whole.fingerprint
     assert fit(SOUNDS, options, state=KEPT_NOWHERE, seed=1).fingerprint != whole.fingerprint
 
@@ -198,7 +198,11 @@ def test_patience_shows_the_loss_of_sounds_set_aside():
     def progress(_message: str, _share: float, **figures: float) -> None:
         seen.extend(value for name, value in figures.items() if name == "loss_aside")
 
-    fit(SOUNDS, FitOptions(**{**TINY, "steps": 50, "patience": 50}), progress=progress)
+    fit(
+        SOUNDS,
+        FitOptions(**{**TINY, "steps": 50, "crop_s": 0.1, "patience": 50}),
+        progress=progress,
+    )
     assert len(seen) == 50 and seen[-1] < seen[0]
 
 
