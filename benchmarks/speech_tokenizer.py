@@ -2,6 +2,7 @@
 
     python benchmarks/speech_tokenizer.py FOLDER... --mixed utterances speakers
     python benchmarks/speech_tokenizer.py FOLDER --conv-steps 0 500
+    python benchmarks/speech_tokenizer.py FOLDER --shifts 1 --max-minutes 3 --conv-steps 60
 
 A folder holds metadata.jsonl, with `file_name` and `speaker` in each row. Each folder of one
 speaker is a row of the table, split by utterance; --mixed adds rows over all folders together,
@@ -16,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -50,7 +51,9 @@ class Options:
     spectral: float = FitOptions.spectral
     """Its option of that name."""
     shifts: int = 4
-    """The codec's option of that name."""
+    """The codecs' option of that name."""
+    max_minutes: float = 30.0
+    """Most sound to fit on."""
     si_sdr_bar: float = 10.0
     """dB that the first row should reach."""
     stoi_bar: float = 0.8
@@ -100,14 +103,11 @@ def main(options: Options) -> int:
         jobs.append((f"mixed, new {new}", together, by))
     reports = []
     for name, sounds, by in jobs:
-        fits = {name: FitOptions(shifts=options.shifts)}
+        common = FitOptions(shifts=options.shifts, max_minutes=options.max_minutes, threads=1)
+        fits = {name: common}
         for steps in options.conv_steps:
-            fits[f"{name}, conv {steps}"] = FitOptions(
-                method="conv",
-                shifts=options.shifts,
-                steps=steps,
-                spectral=options.spectral,
-                threads=1,
+            fits[f"{name}, conv {steps}"] = replace(
+                common, method="conv", steps=steps, spectral=options.spectral
             )
         for row, of_fit in fits.items():
             reports.append((row, *_measure(sounds, by, of_fit, options)))
@@ -136,6 +136,7 @@ def _measure(
     assert isinstance(tokenizer, MDCT)
     held_out = held_out[: options.most_held_out]
     minutes = sum(len(s.waveform.samples) / s.waveform.sample_rate_hz for s in known) / 60
+    minutes = min(minutes, options.max_minutes)
     about = [
         f"{len({s.speaker for s in known})}/{len({s.speaker for s in held_out})}",
         f"{minutes:.1f}",

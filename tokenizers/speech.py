@@ -5,8 +5,9 @@ other methods.
 
 50 frames a second of a lapped transform are companded and quantized by residual k-means. That is
 deterministic, looks one frame ahead, and fits in a CPU-minute to a quality that a small neural
-codec does not reach in ten. Tokens are flattened frame by frame, coarse level first, or level by
-level in blocks of a few frames (layouts.py). speech_stream.py codes and decodes piece by piece.
+codec which starts from nothing does not reach in ten. Tokens are flattened frame by frame, coarse
+level first, or level by level in blocks of a few frames (layouts.py). speech_stream.py codes and
+decodes piece by piece.
 
 T frames, L codebooks, K codes in each, H coefficients a frame, D of them coded.
 """

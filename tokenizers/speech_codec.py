@@ -2,8 +2,15 @@
 
 It is the closed-form codec of speech.py with a trained network (speech_codec_network.py) on each
 side of the residual quantizer, and begins as that codec to the last bit: the networks add nothing
-before they are trained, and the codebooks start as k-means. So it needs no thousands of steps to
-make a sound at all.
+before they are trained, and the codebooks start as k-means. So a few dozen steps already pay, at
+equal bits (16 kHz, 50 Hz x 8 x 1024, 3 minutes of one voice, on 33 utterances held out, 1 thread):
+
+                        CPU-s   SI-SDR dB   STOI   multi-mel dB   codes used
+    MDCT                   9      10.59     0.823     10.30          61 %
+    conv, 60 steps        30      11.71     0.843      8.92          76 %
+
+(`benchmarks/speech_tokenizer.py FOLDER --shifts 1 --max-minutes 3 --conv-steps 60`.) It needs
+plait[quantizers] to be fitted, and nothing more than MDCT to be used.
 
 A frame's codes depend on no sound after it, and a decoded sample on the codes up to one frame later
 alone. speech_stream.py codes and decodes piece by piece, to the bits of the whole sound.

@@ -165,6 +165,16 @@ def test_training_brings_sounds_it_has_not_seen_nearer_and_uses_its_codes():
     assert np.mean(figures["loss"][-3:]) < 0.95 * figures["loss"][0]
 
 
+@pytest.mark.parametrize(("rate_hz", "hop"), [(16_000, 320), (24_000, 300)])
+def test_other_rates_and_hops(rate_hz, hop):
+    codec = made(sample_rate_hz=rate_hz, hop=hop, steps=2)
+    encoded = codec.encode_batch([LONG])[0]
+    samples = len(LONG.samples) * rate_hz // RATE_HZ
+    assert encoded.grid == (-(-samples // hop) + 1, LEVELS)
+    heard = codec.decode(encoded)
+    assert heard.sample_rate_hz == rate_hz and 0 <= len(heard.samples) - samples < hop
+
+
 class KilledError(Exception):
     pass
 
