@@ -1,10 +1,13 @@
-"""Fit the MDCT codec on real speech, 50 Hz x 8 x 1024, and measure it on sound it has not seen.
+"""Fit the codecs on real speech, 50 Hz x 8 x 1024, and measure them on sound they have not seen.
 
     python benchmarks/speech_tokenizer.py FOLDER... --mixed utterances speakers
+    python benchmarks/speech_tokenizer.py FOLDER --conv-steps 0 500
+    python benchmarks/speech_tokenizer.py FOLDER --shifts 1 --max-minutes 3 --conv-steps 60
 
 A folder holds metadata.jsonl, with `file_name` and `speaker` in each row. Each folder of one
 speaker is a row of the table, split by utterance; --mixed adds rows over all folders together,
-split by utterance, or by speaker: none of the held-out speakers was fitted on. Choices hang on a
+split by utterance, or by speaker: none of the held-out speakers was fitted on. --conv-steps adds
+rows for the trained codec (speech_codec.py) after so many steps; 0 is its start. Choices hang on a
 hash of names, so every run and every option sees the same ones. STOI needs plait[metrics]. Exit
 code 1 if the first row is under the bars.
 """
@@ -14,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,8 +46,14 @@ class Options:
     """Share of the utterances, or of the speakers, that is kept for the evaluation."""
     most_held_out: int = 100
     """Most sounds to evaluate on."""
+    conv_steps: tuple[int, ...] = ()
+    """Also the codec of method `conv`, trained for so many steps, beside each row of MDCT."""
+    spectral: float = FitOptions.spectral
+    """Its option of that name."""
     shifts: int = 4
-    """The codec's option of that name."""
+    """The codecs' option of that name."""
+    max_minutes: float = 30.0
+    """Most sound to fit on."""
     si_sdr_bar: float = 10.0
     """dB that the first row should reach."""
     stoi_bar: float = 0.8
@@ -94,8 +103,15 @@ def main(options: Options) -> int:
         jobs.append((f"mixed, new {new}", together, by))
     reports = []
     for name, sounds, by in jobs:
-        reports.append((name, *_measure(sounds, by, options)))
-        print(f"{name}: {reports[-1][2]['si_sdr_db']:.2f} dB", file=sys.stderr, flush=True)
+        common = FitOptions(shifts=options.shifts, max_minutes=options.max_minutes, threads=1)
+        fits = {name: common}
+        for steps in options.conv_steps:
+            fits[f"{name}, conv {steps}"] = replace(
+                common, method="conv", steps=steps, spectral=options.spectral
+            )
+        for row, of_fit in fits.items():
+            reports.append((row, *_measure(sounds, by, of_fit, options)))
+            print(f"{row}: {reports[-1][2]['si_sdr_db']:.2f} dB", file=sys.stderr, flush=True)
     _print(reports)
     first = reports[0][2]
     reached = first["si_sdr_db"] >= options.si_sdr_bar and first["stoi"] >= options.stoi_bar
@@ -107,7 +123,7 @@ def main(options: Options) -> int:
 
 
 def _measure(
-    sounds: Sequence[Sound], by: Callable[[Sound], str], options: Options
+    sounds: Sequence[Sound], by: Callable[[Sound], str], of_fit: FitOptions, options: Options
 ) -> tuple[list[str], dict[str, float]]:
     """What was fitted on and what it cost, and the report."""
     held_out = sorted(
@@ -115,13 +131,12 @@ def _measure(
     )
     known = [s for s in sounds if share(by(s)) >= options.held_out]
     began = time.process_time()
-    tokenizer = fit(
-        [s.waveform for s in known], FitOptions(shifts=options.shifts), seed=options.seed
-    )
+    tokenizer = fit([s.waveform for s in known], of_fit, seed=options.seed)
     seconds = time.process_time() - began
     assert isinstance(tokenizer, MDCT)
     held_out = held_out[: options.most_held_out]
     minutes = sum(len(s.waveform.samples) / s.waveform.sample_rate_hz for s in known) / 60
+    minutes = min(minutes, options.max_minutes)
     about = [
         f"{len({s.speaker for s in known})}/{len({s.speaker for s in held_out})}",
         f"{minutes:.1f}",

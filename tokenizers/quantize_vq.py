@@ -92,8 +92,16 @@ class ResidualQuantizer(Quantizer):
     """Levels of VQ; in training a random number of the last ones is left out."""
 
     def __init__(
-        self, codes: int, width: int, levels: int, *, batch: int, rotation: bool = True
+        self,
+        codes: int,
+        width: int,
+        levels: int,
+        *,
+        batch: int,
+        rotation: bool = True,
+        decay: float = DECAY,
     ) -> None:
+        """`batch` is the usual number of vectors, `decay` that of the running means."""
         super().__init__()
         self.width = width
         self.inner = package().ResidualVQ(
@@ -101,7 +109,7 @@ class ResidualQuantizer(Quantizer):
             num_quantizers=levels,
             codebook_size=codes,
             quantize_dropout=levels > 1,
-            **_options(codes, batch, True, rotation),
+            **{**_options(codes, batch, True, rotation), "decay": decay},
         )
 
     def forward(self, z_ND: Tensor) -> Quantized:
@@ -122,6 +130,10 @@ class ResidualQuantizer(Quantizer):
         ):
             _set(layer, codebook_KD, z_ND)
             z_ND = z_ND - codebook_KD[assign(z_ND, codebook_KD)[0]]
+
+    def leave_out_levels(self, on: bool) -> None:
+        """Whether the next training steps leave out a random number of the last levels."""
+        self.inner.quantize_dropout = on and len(self.inner.layers) > 1
 
     def settle(self) -> None:
         """No code is moved for being dead any more."""

@@ -1,16 +1,19 @@
-"""Speech as codes of a closed-form codec, `MDCT`; semantic units are the other method (units.py).
+"""Speech as codes of a closed-form codec, `MDCT`.
+
+Semantic units (units.py), and this codec between two trained networks (speech_codec.py), are the
+other methods.
 
 50 frames a second of a lapped transform are companded and quantized by residual k-means. That is
 deterministic, looks one frame ahead, and fits in a CPU-minute to a quality that a small neural
-codec does not reach in ten. Tokens are flattened frame by frame, coarse level first, or level by
-level in blocks of a few frames (layouts.py). speech_stream.py codes and decodes piece by piece.
+codec which starts from nothing does not reach in ten. Tokens are flattened frame by frame, coarse
+level first, or level by level in blocks of a few frames (layouts.py). speech_stream.py codes and
+decodes piece by piece.
 
 T frames, L codebooks, K codes in each, H coefficients a frame, D of them coded.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Self, TypedDict
 
 import numpy as np
 import torch
@@ -26,80 +29,35 @@ from plait.tokenizers.checks import (
     weights_from_files,
     weights_to_bytes,
 )
+from plait.tokenizers.companding import compress, expand
 from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.fit_state import KEPT_NOWHERE, FitState
 from plait.tokenizers.layouts import coarse_first, from_coarse_first
 from plait.tokenizers.mdct import imdct, mdct
 from plait.tokenizers.sampling import choose
 from plait.tokenizers.sound import prepare
 from plait.tokenizers.speech_model import SpeechModel
+from plait.tokenizers.speech_options import MAX_BEAM, MAX_BLOCK, FitOptions
 from plait.tokenizers.speech_report import measure
 from plait.tokenizers.units import Units, check_model_rates, fit_units
 
-MAX_BLOCK = 1024
-MAX_BEAM = 64
+__all__ = ["MDCT", "FitOptions", "Units", "evaluate", "fit"]
+
 CODED_ENERGY = 0.999
 """Share of the companded energy in the coefficients that are coded; the others are zero."""
 MAX_FRAMES = 160_000
 """Most frames to fit codebooks on; beyond that, a random choice."""
-TINY = 1e-9
-"""Norms of frames below this, far under a 16-bit step, are not raised any further."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitOptions:
-    """Fitting a speech tokenizer."""
+class Numbers(TypedDict):
+    """The numbers of a codec."""
 
-    method: Literal["mdct", "units"] = "mdct"
-    """`mdct`: a codec, whose codes give the sound back; `units`: what is said, not how."""
-    sample_rate_hz: int = 16_000
-    """Rate that every sound is brought to."""
-    codebooks: int = 8
-    """mdct: codes a frame."""
-    codebook_size: int = 1024
-    """mdct: codes in each codebook."""
-    hop: int = 320
-    """mdct: samples a frame."""
-    companding: float = 0.85
-    """mdct: coefficients are coded as this power; lower favours high tones."""
-    loudness_companding: float = 0.7
-    """mdct: then each frame's norm as this power; lower favours quiet frames and recordings."""
-    shifts: int = 4
-    """mdct: times that each sound is fitted on, each time cut into frames at another place; 4 gain
-    1 dB over 1 on a quarter of an hour of speech, at four times the cost."""
-    beam: int = 1
-    """mdct: chains of codes that encoding keeps at each level; 4 gain 0.45 dB over 1, at a fifth
-    of its speed."""
-    block: int = 1
-    """mdct: frames whose codes are ordered level by level; 1 orders codes frame by frame."""
-    units: int = 500
-    """units: how many there are."""
-    unit_rate_hz: Literal[25, 50] = 25
-    """units: frames a second, before runs are merged."""
-    model: str = ""
-    """units: folder of a HuBERT, wav2vec 2.0 or WavLM model; without, units are of cepstra."""
-    layer: int = 9
-    """units: the model's layer that is read, from 1; 0 is what goes into the first."""
-    stream: bool = False
-    """units: learn from all the sound, batch by batch in bounded memory, in its order."""
-    max_minutes: float = 30.0
-    """Most sound to fit on, but for `stream`; beyond that, a random choice."""
-
-    def __post_init__(self) -> None:
-        _check_range("codebooks", self.codebooks, 1, 64)
-        _check_range("codebook_size", self.codebook_size, 2, 65_536)
-        _check_range("hop", self.hop, 16, 4096)
-        _check_range("shifts", self.shifts, 1, 64)
-        _check_range("block", self.block, 1, MAX_BLOCK)
-        _check_range("beam", self.beam, 1, MAX_BEAM)
-        _check_range("companding", self.companding, 0.1, 1)
-        _check_range("loudness_companding", self.loudness_companding, 0.1, 1)
-        _check_range("units", self.units, 2, 65_536)
-        _check_range("sample_rate_hz", self.sample_rate_hz, 8_000, 48_000)
-        _check_range("max_minutes", self.max_minutes, 0.01, 100_000)
-        if self.method == "mdct" and (self.model or self.stream):
-            raise ConfigError("model and stream are for method = units")
-        if self.sample_rate_hz % 100:
-            raise ConfigError(f"sample_rate_hz is {self.sample_rate_hz}: not a multiple of 100")
+    sample_rate_hz: int
+    hop: int
+    companding: float
+    loudness_companding: float
+    block: int
+    beam: int
 
 
 class MDCT(Tokenizer):
@@ -140,12 +98,20 @@ class MDCT(Tokenizer):
         mate can change a rounding; the search for codes, which has none, takes all at once.
         """
         sounds = [prepare(sample, self.sample_rate_hz) for sample in samples]
-        frames = [self.compress(mdct(sound, self.hop)) for sound in sounds]
+        frames = [self.encoding()(mdct(sound, self.hop)) for sound in sounds]
         return [Encoded(ids=ids, width=self.width) for ids in self.ids(frames)]
 
+    def encoding(self) -> Callable[[Tensor], Tensor]:
+        """From the coefficients [T, H] of a sound's next frames to what is quantized, [T, D]."""
+        return self.compress
+
+    def decoding(self) -> Callable[[Tensor], Tensor]:
+        """From a sound's next ids, int64 and of whole blocks, to coefficients [T, H]."""
+        return lambda ids: self.expand(self.vectors(ids))
+
     def compress(self, frames_TH: Tensor) -> Tensor:
-        """What is quantized, [T, D], of coefficients [T, H]."""
-        return _compress(frames_TH, self.companding, self.loudness_companding)[:, self.bins_D]
+        """Companded coefficients [T, D] of coefficients [T, H]."""
+        return compress(frames_TH, self.companding, self.loudness_companding)[:, self.bins_D]
 
     def ids(self, frames: Sequence[Tensor]) -> list[np.ndarray]:
         """Int32 ids of each sound's compressed frames [T, D], in whole blocks of the layout."""
@@ -157,13 +123,16 @@ class MDCT(Tokenizer):
         parts = ids_NL.split([len(frames_TD) for frames_TD in frames])
         return [coarse_first(ids_TL.numpy(), self.block) for ids_TL in parts]
 
-    def coefficients(self, ids: Tensor) -> Tensor:
-        """Coefficients [T, H] of whole blocks of ids, int64 [T * L] within the vocabulary."""
+    def vectors(self, ids: Tensor) -> Tensor:
+        """The sums of codes [T, D] of whole blocks of ids, int64 within the vocabulary."""
         ids_TL = from_coarse_first(ids.numpy(), self.codebooks, self.block)
-        codes_TL = torch.from_numpy(ids_TL) % self.codebook_size
-        frames_TH = torch.zeros(len(codes_TL), self.hop)
-        frames_TH[:, self.bins_D] = residual.decode(codes_TL, self.codebooks_LKD)
-        return _expand(frames_TH, self.companding, self.loudness_companding)
+        return residual.decode(torch.from_numpy(ids_TL) % self.codebook_size, self.codebooks_LKD)
+
+    def expand(self, frames_TD: Tensor) -> Tensor:
+        """Coefficients [T, H] of companded ones [T, D]."""
+        frames_TH = torch.zeros(len(frames_TD), self.hop)
+        frames_TH[:, self.bins_D] = frames_TD
+        return expand(frames_TH, self.companding, self.loudness_companding)
 
     def decode(self, encoded: Encoded) -> Waveform:
         """The sound, `hop` samples for each frame but one; an unfinished last block is left out.
@@ -172,7 +141,7 @@ class MDCT(Tokenizer):
         out whatever a model generates. Ids outside the vocabulary are a SampleError.
         """
         ids = checked_ids(encoded, self.vocab_size)
-        samples = imdct(self.coefficients(ids[: len(ids) - len(ids) % self.width]))
+        samples = imdct(self.decoding()(ids[: len(ids) - len(ids) % self.width]))
         return Waveform(samples=samples.clamp(-1, 1).numpy(), sample_rate_hz=self.sample_rate_hz)
 
     def config(self) -> dict[str, object]:
@@ -195,13 +164,16 @@ class MDCT(Tokenizer):
     def from_files(cls, config: Mapping[str, object], files: Mapping[str, bytes]) -> Self:
         """Rebuild it; ConfigError if a value is missing or the codebooks are damaged."""
         tensors = weights_from_files(files, {"codebooks": 3, "bins": 1})
-        codebooks_LKD, bins_D = tensors["codebooks"], tensors["bins"]
+        numbers = cls.numbers(config, tensors["bins"], tensors["codebooks"])
+        return cls(tensors["codebooks"], tensors["bins"], **numbers)
+
+    @staticmethod
+    def numbers(config: Mapping[str, object], bins_D: Tensor, codebooks_LKD: Tensor) -> Numbers:
+        """What a configuration says beside the tensors; ConfigError if these do not fit it."""
         hop = int(config_number(config, "hop", 16, 4096))
         if codebooks_LKD.shape[2] != len(bins_D) or not 0 <= bins_D.min() <= bins_D.max() < hop:
             raise ConfigError(f"{WEIGHTS_FILE}: the codebooks do not fit a hop of {hop}")
-        return cls(
-            codebooks_LKD,
-            bins_D,
+        return Numbers(
             sample_rate_hz=int(config_number(config, "sample_rate_hz", 8_000, 48_000)),
             hop=hop,
             companding=config_number(config, "companding", 0.1, 1),
@@ -212,14 +184,22 @@ class MDCT(Tokenizer):
 
 
 def fit(
-    samples: Iterable[Waveform], options: FitOptions, *, seed: int = 0, progress: Progress = ignore
-) -> MDCT | Units:
-    """Fit on sounds; ConfigError if there are none."""
+    samples: Iterable[Waveform],
+    options: FitOptions,
+    *,
+    seed: int = 0,
+    progress: Progress = ignore,
+    state: FitState = KEPT_NOWHERE,
+) -> Tokenizer:
+    """Fit on sounds, an MDCT, ConvCodec or Units; ConfigError if there are none.
+
+    Method `conv` goes on from `state`.
+    """
     rate_hz = options.sample_rate_hz
     model = SpeechModel.from_folder(options.model, options.layer) if options.model else None
     check_model_rates(model, rate_hz, options.unit_rate_hz)
     sounds = (prepare(sample, rate_hz) for sample in samples)
-    if options.method == "mdct" or not options.stream:
+    if options.method != "units" or not options.stream:
         sounds = choose(
             sounds,
             len,
@@ -229,35 +209,43 @@ def fit(
         )
         if not sounds:
             raise ConfigError("no sound to fit on")
-    if options.method == "mdct":
-        return _fit_mdct(list(sounds), options, seed, progress)
-    rates = rate_hz, options.unit_rate_hz
-    return fit_units(sounds, options.units, *rates, model=model, seed=seed, progress=progress)
+    if options.method == "units":
+        rates = rate_hz, options.unit_rate_hz
+        return fit_units(sounds, options.units, *rates, model=model, seed=seed, progress=progress)
+
+    def later(message: str, share: float, **figures: float) -> None:
+        progress(message, 0.2 + 0.8 * share, **figures)
+
+    if options.method == "conv":
+        from plait.tokenizers.speech_codec import fit_codec  # which builds on this file
+
+        return fit_codec(list(sounds), options, seed, later, state)
+    frames_ND, bins_D = frames_to_fit(list(sounds), options, seed)
+    size = options.codebooks, options.codebook_size
+    codebooks_LKD = residual.fit_codebooks(frames_ND, *size, seed=seed, progress=later)
+    return MDCT(codebooks_LKD, bins_D, **numbers_of(options))
 
 
-def _fit_mdct(sounds: list[Tensor], options: FitOptions, seed: int, progress: Progress) -> MDCT:
+def frames_to_fit(sounds: list[Tensor], options: FitOptions, seed: int) -> tuple[Tensor, Tensor]:
+    """Companded coefficients float32 [N, D] to fit codebooks on, and the D that are coded."""
     powers = options.companding, options.loudness_companding
-    frames = [_compress(mdct(sound, options.hop), *powers) for sound in sounds]
+    frames = [compress(mdct(sound, options.hop), *powers) for sound in sounds]
     bins_D = _strongest(torch.stack([frames_TH.square().sum(0) for frames_TH in frames]).sum(0))
     offsets = [options.hop * shift // options.shifts for shift in range(options.shifts)]
     frames = [
-        _compress(mdct(sound[offset:], options.hop), *powers)[:, bins_D]
+        compress(mdct(sound[offset:], options.hop), *powers)[:, bins_D]
         for offset in offsets
         for sound in sounds
         if len(sound) > offset
     ]
     frames_ND = torch.cat(frames)
     chosen = torch.randperm(len(frames_ND), generator=torch.Generator().manual_seed(seed))
-    codebooks_LKD = residual.fit_codebooks(
-        frames_ND[chosen[:MAX_FRAMES].sort().values],
-        options.codebooks,
-        options.codebook_size,
-        seed=seed,
-        progress=lambda message, share: progress(message, 0.2 + 0.8 * share),
-    )
-    return MDCT(
-        codebooks_LKD,
-        bins_D,
+    return frames_ND[chosen[:MAX_FRAMES].sort().values], bins_D
+
+
+def numbers_of(options: FitOptions) -> Numbers:
+    """The numbers of the codec that these options ask for."""
+    return Numbers(
         sample_rate_hz=options.sample_rate_hz,
         hop=options.hop,
         companding=options.companding,
@@ -273,36 +261,9 @@ def evaluate(tokenizer: MDCT | Units, held_out: Iterable[Waveform]) -> dict[str,
     return measure(tokenizer, held_out, tokenizer.sample_rate_hz, codebooks=codebooks)
 
 
-def _compress(frames_TH: Tensor, companding: float, loudness_companding: float) -> Tensor:
-    """Magnitudes to a power, then each frame's norm to another; signs are kept."""
-    frames_TH = frames_TH.sign() * _power(frames_TH.abs(), companding)
-    return frames_TH * _power(_norms(frames_TH).clamp(min=TINY), loudness_companding - 1)
-
-
-def _expand(frames_TH: Tensor, companding: float, loudness_companding: float) -> Tensor:
-    """What `_compress` was given."""
-    frames_TH = frames_TH * _power(_norms(frames_TH), 1 / loudness_companding - 1)
-    return frames_TH.sign() * _power(frames_TH.abs(), 1 / companding)
-
-
-def _power(x: Tensor, exponent: float) -> Tensor:
-    """By float64: in float32 the last values of a thread's part are rounded in another way."""
-    return (x.double() ** exponent).float()
-
-
-def _norms(frames_TH: Tensor) -> Tensor:
-    """[T, 1], added up in one order, whatever the number of frames: norm() may change it."""
-    return frames_TH.double().square().cumsum(1)[:, -1:].sqrt().float()
-
-
 def _strongest(energy_H: Tensor) -> Tensor:
     """Indexes of the fewest coefficients that hold nearly all of the energy, ascending."""
     order = torch.argsort(energy_H, descending=True, stable=True)
     held = energy_H[order].double().cumsum(0)
     count = int((held < CODED_ENERGY * held[-1]).sum()) + 1
     return order[:count].sort().values
-
-
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, and should be in {low}..{high}")

@@ -1,4 +1,4 @@
-"""The MDCT codec piece by piece: sound to codes and codes to sound, as they come.
+"""The codecs piece by piece: sound to codes and codes to sound, as they come.
 
 A frame of `hop` samples more of sound is heard after two frames of codes, and its codes are known
 after one hop more of sound: a look-ahead of one frame either way, 20 ms by default. Whatever the
@@ -29,6 +29,7 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: MDCT) -> None:
         self.tokenizer = tokenizer
+        self._coefficients = tokenizer.decoding()
         self._waiting = torch.zeros(0, dtype=torch.int64)
         self._tail_H: Tensor | None = None
         self._frames = 0
@@ -45,7 +46,7 @@ class StreamDecoder:
         self._waiting = waiting[whole:]
         if not whole:
             return np.zeros(0, np.float32)
-        windows_TW = inverse(self.tokenizer.coefficients(waiting[:whole]), self._frames)
+        windows_TW = inverse(self._coefficients(waiting[:whole]), self._frames)
         return self._overlap(windows_TW)
 
     def _overlap(self, windows_TW: Tensor) -> np.ndarray:
@@ -64,6 +65,7 @@ class StreamEncoder:
 
     def __init__(self, tokenizer: MDCT) -> None:
         self.tokenizer = tokenizer
+        self._encode = tokenizer.encoding()
         self._waiting = torch.zeros(tokenizer.hop)
         self._frames_waiting = torch.zeros(0, len(tokenizer.bins_D))
         self._frames = 0
@@ -95,13 +97,13 @@ class StreamEncoder:
         return self._ids(frames_TD, last=True)
 
     def _complete(self) -> Tensor:
-        """Companded frames [T, D] of the windows that are whole; their last half is kept."""
+        """What is quantized, [T, D], of the windows that are whole; their last half is kept."""
         hop = self.tokenizer.hop
         count = len(self._waiting) // hop - 1
         if count < 1:
             return self._frames_waiting[:0]
         windows_TW = self._waiting[: (count + 1) * hop].unfold(0, 2 * hop, hop)
-        frames_TD = self.tokenizer.compress(forward(windows_TW, self._frames))
+        frames_TD = self._encode(forward(windows_TW, self._frames))
         self._waiting = self._waiting[count * hop :]
         self._frames += count
         return frames_TD

@@ -59,6 +59,14 @@ def small_speech(method: str) -> Tokenizer:
     return speech.fit(some_sounds(), options)
 
 
+def small_conv() -> Tokenizer:
+    pytest.importorskip("vector_quantize_pytorch")
+    options = speech.FitOptions(
+        method="conv", codebooks=3, codebook_size=64, preset="tiny", steps=3, crop_s=0.2
+    )
+    return speech.fit(some_sounds(), options)
+
+
 def small_codes(quantizer: QuantizerName) -> Tokenizer:
     options = image.FitOptions(
         quantizer=quantizer,
@@ -126,6 +134,7 @@ MAKERS = {
     "text_tiktoken:Tiktoken": [ranks],
     "byte_lm:LMPatch": [small_lm],
     "speech:MDCT": [lambda: small_speech("mdct")],
+    "speech_codec:ConvCodec": [small_conv],
     "units:Units": [lambda: small_speech("units")],
     "byte_patch:BytePatch": [
         lambda: byte_patch.BytePatch(byte_patch.FitOptions()),

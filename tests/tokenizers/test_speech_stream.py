@@ -8,19 +8,10 @@ from plait.tokenizers.errors import ConfigError, SampleError
 from plait.tokenizers.speech import MDCT, FitOptions, evaluate, fit
 from plait.tokenizers.speech_stream import StreamDecoder, StreamEncoder
 
-RATE_HZ, HOP = 8000, 80
+from .made_sounds import RATE_HZ, hum, pieces
+
+HOP = 80
 SMALL = {"codebooks": 3, "codebook_size": 32, "hop": HOP, "sample_rate_hz": RATE_HZ}
-
-
-def hum(seed: int, n: int) -> Waveform:
-    random = np.random.default_rng(seed)
-    time = np.arange(n) / RATE_HZ
-    tones = [np.sin(2 * np.pi * f * time) for f in random.uniform(100, 2000, 6)]
-    samples = np.mean(tones, axis=0) * (0.6 + 0.4 * np.sin(9 * time))
-    samples += 0.02 * random.standard_normal(n)
-    return Waveform(samples=samples.astype(np.float32), sample_rate_hz=RATE_HZ)
-
-
 SOUNDS = [hum(seed, 6000) for seed in range(8)]
 
 
@@ -29,10 +20,6 @@ def codec(request) -> MDCT:
     tokenizer = fit(SOUNDS, FitOptions(**SMALL, block=request.param))
     assert isinstance(tokenizer, MDCT)
     return tokenizer
-
-
-def pieces(values: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
-    return np.split(values, sorted(min(cut, len(values)) for cut in cuts))
 
 
 @given(n=st.integers(1, 12000), cuts=st.lists(st.integers(0, 12000), max_size=12))
