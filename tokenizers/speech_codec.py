@@ -6,14 +6,14 @@ before they are trained, and the codebooks start as k-means. So a few dozen step
 equal bits (16 kHz, 50 Hz x 8 x 1024; one voice, 33 utterances held out; one thread):
 
                               CPU-s   SI-SDR dB   STOI   multi-mel dB   codes used
-    12.8 min, MDCT               19     11.22     0.807     10.44          34 %
-    12.8 min, MDCT, 2 shifts     35     11.68     0.833     10.55          33 %
-    12.8 min, conv, 80 steps     48     12.28     0.855      8.54          85 %
-    3 min, MDCT                   9     10.59     0.823     10.30          61 %
-    3 min, conv, 60 steps        30     11.71     0.843      8.92          76 %
+    12.8 min, MDCT               59     12.13     0.841     10.62          36 %
+    12.8 min, conv, 300 steps   165     12.75     0.872      7.98          84 %
+    12.8 min, MDCT, 1 shift      19     11.22     0.807     10.44          34 %
+    12.8 min, conv, 80, 1 shift  48     12.28     0.855      8.54          85 %
+    3 min, MDCT, 1 shift          9     10.59     0.823     10.30          61 %
+    3 min, conv, 60, 1 shift     30     11.71     0.843      8.92          76 %
 
-(`benchmarks/speech_tokenizer.py FOLDER --shifts 1 --conv-steps 80`: where nothing else is said, the
-start is of 1 shift, not the 4 of the defaults. Longer fits were not measured.)
+(`benchmarks/speech_tokenizer.py FOLDER --conv-steps 300`; longer fits were not measured.)
 It encodes 160 times and decodes 530 times as fast as the sound lasts, MDCT 300 and 1,200 times.
 Fitting needs plait[quantizers]; using it needs no more than MDCT.
 
