@@ -1,10 +1,8 @@
 """`plait fit KIND SOURCE...`: train a tokenizer and report how well it does on held-out samples."""
 
 import json
-import math
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, make_dataclass
 from importlib import import_module
 from inspect import signature
@@ -15,9 +13,9 @@ import tyro
 import xxhash
 
 from plait.pipeline.fields import parse_fields
-from plait.pipeline.fit_page import empty_folder, write_fit_page
-from plait.pipeline.fit_samples import FitSamples, find_samples
-from plait.pipeline.progress import Progress
+from plait.pipeline.fit_page import write_fit_page
+from plait.pipeline.fit_report import PAGE, Watched, finite, print_report, save_fit, thinned
+from plait.pipeline.fit_samples import FitSamples, find_samples, first_or_error
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import ConfigError
 
@@ -34,13 +32,10 @@ MODULES = {
     "entropy": "byte_lm",
 }
 """The file in tokenizers/ that fits each kind of tokenizer."""
-PAGE = "report.html"
 STATE = "unfinished.safetensors"
 """What a fit that was killed goes on from; gone when it is done."""
 PRETRAINED = "pretrained"
 """The kind that is not fitted: a published codec, taken as it is."""
-NOTE = "note: "
-"""A progress message that starts so is printed, and kept in the report."""
 
 
 class FitModule(Protocol):
@@ -138,11 +133,12 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         held_out=job.held_out,
         seed=job.seed,
     )
-    notes: list[str] = []
-    curves: dict[str, list[tuple[float, float]]] = {}
     began = time.monotonic()
     state = _state(module, samples, options, job)
-    tokenizer = _fit(module, samples, options, job.seed, notes, curves, state)
+    more = {} if state is None else {"state": state}
+    loaded = first_or_error(samples) if samples.sources else ()
+    with Watched(f"fitting {kind}") as watched:
+        tokenizer = module.fit(loaded, options, seed=job.seed, progress=watched.progress, **more)
     fitted = time.monotonic()
     metrics = module.evaluate(tokenizer, samples.load(samples.held_out))
     report: dict[str, object] = {
@@ -157,41 +153,14 @@ def run_fit(kind: str, job: FitJob, options: "DataclassInstance") -> dict[str, o
         },
         "options": {**asdict(options), "seed": job.seed, "held_out": job.held_out},
         "sources": list(job.sources),
-        "notes": notes,
-        "curves": {name: thinned(points) for name, points in curves.items()},
+        "notes": watched.notes,
+        "curves": {name: thinned(points) for name, points in watched.curves.items()},
     }
     save_fit(tokenizer, report, samples, job.out)
     if state is not None:
         state.clear()
     write_fit_page(job.out / PAGE, tokenizer, report, samples.load(samples.held_out))
     return report
-
-
-def _fit(
-    module: FitModule,
-    samples: FitSamples,
-    options: "DataclassInstance",
-    seed: int,
-    notes: list[str],
-    curves: dict[str, list[tuple[float, float]]],
-    state: "FitState | None",
-) -> Tokenizer:
-    with Progress(f"fitting {samples.kind}", total=100, unit="%") as bar:
-
-        def progress(message: str, share: float, **figures: float) -> None:
-            if message.startswith(NOTE):
-                notes.append(message.removeprefix(NOTE))
-            for name, value in figures.items():
-                curves.setdefault(name.replace("_", " "), []).append((share, value))
-                message += f", {name.replace('_', ' ')} {value:.4g}"
-            bar.update(100 * share, message)
-
-        loaded = first_or_error(samples) if samples.sources else ()
-        more = {} if state is None else {"state": state}
-        tokenizer = module.fit(loaded, options, seed=seed, progress=progress, **more)
-    for note in notes:
-        print(f"{NOTE}{note}", file=sys.stderr)
-    return tokenizer
 
 
 def _state(
@@ -210,81 +179,6 @@ def _state(
     }
     text = json.dumps(facts, sort_keys=True, default=str)
     return FitState(job.out / STATE, xxhash.xxh3_128_hexdigest(text.encode()))
-
-
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """The metrics as JSON has them: null for what is no number."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def thinned(points: list[tuple[float, float]], most: int = 200) -> list[tuple[float, float]]:
-    """Means of neighbours, so that a curve has at most so many points."""
-    size = -(-len(points) // most)
-    groups = (points[i : i + size] for i in range(0, len(points), size or 1))
-    means = ([sum(column) / len(group) for column in zip(*group, strict=True)] for group in groups)
-    return [(round(x, 4), float(f"{y:.5g}")) for x, y in means]
-
-
-def first_or_error(samples: FitSamples) -> Iterable:
-    """The samples to fit on; ConfigError if not one of them can be read."""
-    loaded = samples.load(samples.fit)
-    for first in loaded:
-        return _chain(first, loaded)
-    reasons = [f"{r.source}: {r.key}: {r.reason}" for r in samples.rejected.values()]
-    raise ConfigError(f"none of the samples can be used; the first: {reasons[0]}")
-
-
-def _chain(first: object, others: Iterable) -> Iterable:
-    yield first
-    yield from others
-
-
-def save_fit(
-    tokenizer: Tokenizer, report: Mapping[str, object], samples: FitSamples, out: Path
-) -> None:
-    """The tokenizer's folder, without a page, in place of one that is there."""
-    empty_folder(out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    if samples.rejected:
-        lines = [json.dumps(asdict(r)) + "\n" for r in samples.rejected.values()]
-        (out / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
-    tokenizer.save(out)
-
-
-def print_report(report: dict[str, object], out: Path) -> None:
-    """A table of what report.json holds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(f"{report['kind']} tokenizer in {out}", highlight=False, soft_wrap=True)
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    samples, seconds = report["samples"], report["seconds"]
-    assert isinstance(samples, dict) and isinstance(seconds, dict)
-    table.add_row("vocabulary", f"{report['vocab_size']:,}")
-    table.add_row("samples fitted on", f"{samples['fit']:,}")
-    table.add_row("samples held out", f"{samples['held_out']:,}")
-    table.add_row("seconds", f"{seconds['fit']:g}", end_section=True)
-    metrics = report["metrics"]
-    assert isinstance(metrics, dict)
-    for name, value in metrics.items():
-        table.add_row(name, _shown(value))
-    console.print(table)
-    console.print(f"page: {out / PAGE}", highlight=False, soft_wrap=True)
-    if samples["rejected"]:
-        text = f"{samples['rejected']:,} samples were set aside: {out / 'rejected.jsonl'}"
-        console.print(text, highlight=False, soft_wrap=True)
-
-
-def _shown(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
 
 def _usage() -> str:

@@ -52,13 +52,6 @@ def write_fit_page(
     path.write_text(page.render(title, body, alerts=alerts), encoding="utf-8")
 
 
-def empty_folder(folder: Path) -> None:
-    """Remove the tokenizer that is in a folder: each file beside its config.json belongs to it."""
-    if (folder / "config.json").is_file():
-        for path in [path for path in folder.iterdir() if path.is_file()]:
-            path.unlink()
-
-
 def _encoded(tokenizer: Tokenizer, raws: Iterable[Raw]) -> Iterable[tuple[Raw, Encoded]]:
     for raw in raws:
         try:

@@ -17,9 +17,9 @@ import torch
 import tyro
 
 from plait.pipeline.fields import parse_fields
-from plait.pipeline.fit import PAGE, finite, first_or_error, print_report, save_fit
 from plait.pipeline.fit_page import write_fit_page
-from plait.pipeline.fit_samples import FitSamples, find_samples
+from plait.pipeline.fit_report import PAGE, finite, print_report, save_fit
+from plait.pipeline.fit_samples import FitSamples, find_samples, first_or_error
 from plait.pipeline.progress import Progress
 from plait.tokenizers import image_report, speech_report
 from plait.tokenizers.base import Tokenizer

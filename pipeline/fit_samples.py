@@ -8,6 +8,7 @@ is judged on the same samples.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -71,6 +72,15 @@ class FitSamples:
         """Samples fitted on, held out and rejected, as they now stand."""
         fitted, held_out = sum(map(len, self.fit)), sum(map(len, self.held_out))
         return {"fit": fitted, "held_out": held_out, "rejected": len(self.rejected)}
+
+
+def first_or_error(samples: FitSamples) -> Iterator[Raw]:
+    """The samples to fit on; ConfigError if not one of them can be read."""
+    loaded = samples.load(samples.fit)
+    for first in loaded:
+        return chain([first], loaded)
+    reasons = [f"{r.source}: {r.key}: {r.reason}" for r in samples.rejected.values()]
+    raise ConfigError(f"none of the samples can be used; the first: {reasons[0]}")
 
 
 def find_samples(
