@@ -55,6 +55,11 @@ def objects(client, prefix):
 
 
 @pytest.mark.slow
+def complaints(errors: bytes) -> list[bytes]:
+    """What a command wrote beside its progress, of which a slow machine shows some."""
+    return [line for line in errors.splitlines() if not line.startswith(b"sharding ")]
+
+
 def test_ranks_write_to_one_bucket(bucket, tmp_path, bytes_tokenizer, repository, monkeypatch):
     """One is killed between a shard and its index, and repeated while the other runs."""
     monkeypatch.setenv("PYTHONPATH", str(repository / ".package"))
@@ -81,7 +86,7 @@ def test_ranks_write_to_one_bucket(bucket, tmp_path, bytes_tokenizer, repository
     ]
     outputs = [rank.communicate(timeout=100) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], outputs
-    assert [errors for _, errors in outputs] == [b"", b""]
+    assert [complaints(errors) for _, errors in outputs] == [[], []]
     assert objects(bucket, "some/prefix/") == whole
     assert os.listdir(tmp_path / "whole") and not list(tmp_path.glob("plait-shard-*"))
 
@@ -96,7 +101,7 @@ def test_worker_processes_and_a_bucket_that_is_not_there(
     words = [str(source), "--tokenizer", str(bytes_tokenizer), "--samples-per-shard", "50"]
     command = [sys.executable, "-m", "plait.pipeline.cli", "shard", *words, "--workers", "2"]
     done = subprocess.run([*command, "--out", "s3://data/x"], capture_output=True, timeout=100)
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert (done.returncode, complaints(done.stderr)) == (0, [])
     assert objects(bucket, "x/") == tree(tmp_path / "whole")
     done = subprocess.run([*command, "--out", "s3://gone/x"], capture_output=True, timeout=100)
     assert done.returncode == 2

@@ -40,7 +40,7 @@ def voice(seed: int, seconds: float = 0.8, rate_hz: int = 16000) -> Waveform:
 
 VOICES = [voice(seed) for seed in range(12)]
 OPTIONS = {
-    "mdct": FitOptions(codebooks=3, codebook_size=64),
+    "mdct": FitOptions(codebooks=3, codebook_size=64, beam=4),
     "units": FitOptions(method="units", units=32),
 }
 
