@@ -11,6 +11,8 @@ from plait.pipeline.markup import Markup, join, tag
 COLOURS = {"text": "#0072B2", "image": "#E69F00", "speech": "#009E73", "bytes": "#CC79A7"}
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 MORE_COLOURS = ("#56B4E9", "#D55E00", "#999999")
+CHARACTER = 6.5
+"""Width of a digit, about."""
 Place = Callable[[float], float]
 DASHES = {"text": None, "image": "7 3", "speech": "2 3", "bytes": "9 3 2 3"}
 
@@ -62,7 +64,7 @@ def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str)
 
 def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False) -> Markup:
     """Lines over one pair of axes, each named at its end; log_y leaves out what is not above 0."""
-    width, height, left, right, top, bottom = 500, 250, 46, 72, 22, 34
+    width, height, right, top, bottom = 500, 250, 72, 22, 34
     kept = [_finite(line, log_y) for line in lines]
     kept = [line for line in kept if line.x.size]
     if not kept:
@@ -70,6 +72,7 @@ def line_chart(lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool
     x_low, x_high = min(k.x.min() for k in kept), max(k.x.max() for k in kept)
     y_ticks = _ticks(min(k.y.min() for k in kept), max(k.y.max() for k in kept), log_y)
     y_low, y_high = _scaled(y_ticks[0], log_y), _scaled(y_ticks[-1], log_y)
+    left = max(46, 12 + CHARACTER * max(len(_short(y)) for y in y_ticks))
 
     def place_x(x: float) -> float:
         return left + (width - left - right) * (x - x_low) / ((x_high - x_low) or 1)
@@ -117,7 +120,7 @@ def _draw(line: Line, place_x: Place, place_y: Place) -> Markup:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     style = f"--c:{line.colour}"
     drawn = tag("path", d=path, class_="line", style=style, stroke_dasharray=line.dash)
-    if not line.dots:
+    if not line.dots and len(points) > 1:
         return drawn
     dots = [tag("circle", cx=x, cy=y, r=3, class_="dot", style=style) for x, y in points]
     return join(drawn, *dots)
