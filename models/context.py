@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plait.kernels.attention import AttentionLayout
 from plait.models.plan import Order
+from plait.models.values import ValueTable
 
 
 @dataclass(kw_only=True, eq=False)
@@ -21,8 +22,8 @@ class Context:
     """None in a step, where the cache takes its place."""
     document_BT: Tensor | None = None
     reset_BT: Tensor | None = None
-    values_RD: Tensor | None = None
-    """The value table that the memory layers share."""
+    values: ValueTable | None = None
+    """The table that the memory layers share."""
     statistics: dict[str, list[Tensor]] = field(default_factory=dict)
     """Scalars noted by layers, by name; `means` gives one number for each name."""
 

@@ -25,9 +25,13 @@ from plait.models.layers import ModalityNorm, rotation, truncated_normal
 from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
 from plait.models.plan import Order, Plan
+from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
+
+VALUES = "values.weight"
+"""Name of the memory's table among the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -115,7 +119,7 @@ class Decoder(nn.Module):
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
         self.values = None
         if any(channel == "memory" for _, channel in config.blocks):
-            self.values = nn.Parameter(torch.empty(config.memory_keys**2, config.value_dim))
+            self.values = ValueTable(config.memory_keys**2, config.value_dim)
         self.initialise()
 
     def initialise(self) -> None:
@@ -127,7 +131,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.modality_head)
         nn.init.zeros_(self.prior_V)
         if self.values is not None:
-            nn.init.normal_(self.values, std=self.config.value_dim**-0.5)
+            self.values.reset_parameters()
         for module in (*self.blocks.modules(), self.norm):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
@@ -175,7 +179,7 @@ class Decoder(nn.Module):
             raise ValueError(f"{tuple(tokens_B.shape)} tokens; the cache is of {cache.batch_size}")
         order = self._step_order(tokens_B)
         position_B1 = torch.full((len(tokens_B), 1), cache.length, device=tokens_B.device)
-        context = Context(order=order, turn=self._turn(position_B1), values_RD=self.values)
+        context = Context(order=order, turn=self._turn(position_B1), values=self.values)
         x_BD = self._embed(order.sort(tokens_B))
         for block, state in zip(self._blocks, cache.mixers, strict=True):
             x_BD = block.step(x_BD, context, state)
@@ -193,7 +197,7 @@ class Decoder(nn.Module):
             for name, _ in module.named_parameters(recurse=False):
                 kind = "no_decay" if name in exempt else "decay"
                 kinds[f"{prefix}.{name}" if prefix else name] = kind
-        return {name: "values" if name == "values" else kind for name, kind in kinds.items()}
+        return {name: "values" if name == VALUES else kind for name, kind in kinds.items()}
 
     @property
     def _blocks(self) -> list[Block]:
@@ -213,7 +217,7 @@ class Decoder(nn.Module):
             layout=plan.layout,
             document_BT=plan.document_BT,
             reset_BT=plan.reset_BT,
-            values_RD=self.values,
+            values=self.values,
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         for block in self.blocks:
