@@ -1,13 +1,13 @@
 """What a memory layer costs in training: look-up, reading, gradient and optimizer step.
 
     python benchmarks/memory.py                      # 2^20 values of 256, 2048 tokens
-    python benchmarks/memory.py --sizes 14 17 20     # the same step at several sizes of the table
+    python benchmarks/memory.py --sizes 14 20 --whole   # and a decoder's whole steps
 
 Each way does the same work on the same scores: the best `top_k` slots of each head, the weighted
 sum of their values, its gradient, and one optimizer step of the table. Medians of `repeats`, CPU
-milliseconds of one thread, and how many times faster than each baseline plait is. `peak` is what
-the gradient and the optimizer's moments take, MiB. The ways must read the same values, or the exit
-code is 1.
+milliseconds of one thread, and how many times faster than each baseline plait is. The ways must
+read the same values, or the exit code is 1. `--whole` also times training steps of a decoder of 4
+blocks, two with a memory, for each size: the ratio is to the first.
 """
 
 import statistics
@@ -22,8 +22,13 @@ import tyro
 from torch import Tensor
 
 from plait.kernels.product_keys import product_key_topk, reference
+from plait.models.config import ModelConfig
+from plait.models.decoder import Decoder
+from plait.models.optimizer import Optimizer, OptimizerConfig
 from plait.models.values import TableOptimizer, ValueTable
+from plait.pipeline.batch import Batch
 from plait.pipeline.tables import make_console, print_table
+from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,10 @@ class Options:
     """Slots that a head reads."""
     repeats: int = 5
     """Steps; the median counts."""
+    whole: bool = False
+    """Time whole training steps of a decoder too."""
+    dim: int = 512
+    """Width of that decoder."""
     baselines: bool = True
     """Measure the optimizers of torch too."""
     seed: int = 0
@@ -77,7 +86,62 @@ def main(options: Options) -> int:
             rows.append([name, f"{median:,.0f}", f"{median / ours:.1f}"])
         console.print(f"2^{power} values of {options.width}, {options.tokens} tokens")
         print_table(console, ["way", "CPU ms", "times plait"], rows)
+    if options.whole:
+        times = [whole_step(options, power) for power in options.sizes]
+        rows = [
+            [f"2^{power}", f"{one:,.0f}", f"{one / times[0]:.2f}"]
+            for power, one in zip(options.sizes, times, strict=True)
+        ]
+        console.print(f"a whole step of a decoder of width {options.dim}")
+        print_table(console, ["values", "CPU ms", "ratio"], rows)
     return 0 if same else 1
+
+
+def whole_step(options: Options, power: int) -> float:
+    """Median CPU milliseconds of forward, backward and optimizer step."""
+    names = (("text", 4096), ("image", 1024))
+    infos = [
+        TokenizerInfo(name=name, modality=name, vocab_size=size, fingerprint=name)
+        for name, size in names
+    ]
+    config = ModelConfig(
+        dim=options.dim,
+        n_layers=4,
+        n_heads=8,
+        channels=("ffn", "memory"),
+        memory_keys=round(2 ** (power / 2)),
+        memory_value_dim=options.width,
+        memory_heads=options.heads,
+        memory_top_k=options.top_k,
+    )
+    torch.manual_seed(options.seed)
+    decoder = Decoder(config, Vocabulary(tuple(infos))).train()
+    optimizer = Optimizer(decoder, OptimizerConfig())
+    batch = made_batch(decoder.vocabulary, options.tokens)
+    times = []
+    for _ in range(options.repeats + 1):
+        began = time.process_time()
+        optimizer.zero_grad()
+        decoder.loss(batch).sum_M.sum().backward()
+        optimizer.clip()
+        optimizer.step(1e-3)
+        times.append(1000 * (time.process_time() - began))
+    return statistics.median(times[1:])
+
+
+def made_batch(vocabulary: Vocabulary, tokens: int) -> Batch:
+    """Rows of 512 random tokens, one document each."""
+    size = (max(1, tokens // 512), 512)
+    tokens_BT = torch.randint(8, vocabulary.size, size)
+    table = torch.from_numpy(vocabulary.modality_table)
+    return Batch(
+        tokens_BT=tokens_BT,
+        modality_BT=table[tokens_BT],
+        document_BT=torch.zeros(size, dtype=torch.int32),
+        position_BT=torch.arange(512, dtype=torch.int32).repeat(size[0], 1),
+        loss_mask_BT=(torch.arange(512) < 511).repeat(size[0], 1),
+        modalities=vocabulary.modalities,
+    )
 
 
 def plait_step(options: Options, half: int) -> Callable[[Tensor, Tensor], Tensor]:
