@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.models import checkpoint, flops, optimizer
-from plait.models.decoder import Decoder
+from plait.models.decoder import Decoder, Losses
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline import config as toml
@@ -141,20 +141,30 @@ class Run:
         self.meters.steps += 1
         return c.optimizer.lr * share
 
-    def _losses(self, batch: Batch, plan: Plan):
+    def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
-            return self.model.loss(batch.to(self.device), plan.to(self.device))
+            return self.model.loss(batch.to(self.device), plan.to(self.device), leaking=leaking)
 
     @torch.no_grad()
     def validate(self) -> Line:
-        """Losses over the first batches of the held-out documents; causal for every model."""
+        """Losses over the first batches of the held-out documents; causal for every model.
+
+        Beside them, where experts choose among all tokens in training, the same by that choice.
+        """
+        found = self._validate(leaking=False)
+        if "experts" in self.config.model.channels:
+            leaking = self._validate(leaking=True)
+            found |= {f"leaking_{name}": value for name, value in leaking.items()}
+        return found
+
+    def _validate(self, *, leaking: bool) -> Line:
         rows, size = self._rows("validation"), self.config.rows.batch_size
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
             batch = rows.batch(range(start, min(len(rows), start + size)))
-            losses = self._losses(batch, Plan.of(batch))
+            losses = self._losses(batch, Plan.of(batch), leaking=leaking)
             meters.add(batch, losses.sum_M, losses.count_M)
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 

@@ -24,12 +24,21 @@ class Context:
     reset_BT: Tensor | None = None
     values: ValueTable | None = None
     """The table that the memory layers share."""
+    leaking: bool = False
+    """Whether experts choose among all tokens in eval too, as they do in training."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Losses of the parts' own, beside the cross-entropy."""
     statistics: dict[str, list[Tensor]] = field(default_factory=dict)
     """Scalars noted by layers, by name; `means` gives one number for each name."""
 
     def note(self, name: str, value: Tensor) -> None:
         """Add a layer's figure."""
         self.statistics.setdefault(name, []).append(value.detach())
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a layer's own loss, a mean over tokens."""
+        self.losses.append(value)
+        self.note(name, value)
 
     def means(self) -> dict[str, Tensor]:
         """The mean over layers of each figure."""

@@ -32,6 +32,9 @@ from plait.tokenizers.errors import ConfigError
 
 VALUES = "values.weight"
 """Name of the memory's table among the parameters."""
+PARTS_WEIGHT = 0.1
+"""Of the parts' own losses: no other weight learns from them, and this keeps them from taking part
+in the gradient's norm."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +70,7 @@ class Block(nn.Module):
         self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
         self.mixer = _MIXERS[mixer](config, modalities, gain)
         self.channel = None
+        self.gated_after = channel == "experts" and self.post and config.gate_after_norm
         if channel != "none":
             self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
             self.channel = _CHANNELS[channel](config, modalities, gain)
@@ -86,6 +90,8 @@ class Block(nn.Module):
     def _channel(self, x_ND: Tensor, context: Context) -> Tensor:
         if self.channel is None:
             return x_ND
+        if self.gated_after:
+            return x_ND + self.channel(x_ND, context, self.channel_norm)
         return self._residual(x_ND, self.channel_norm, self.channel, context)
 
     def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context) -> Tensor:
@@ -152,10 +158,14 @@ class Decoder(nn.Module):
         logits_NV = F.linear(context.order.unsort(x_ND), self._head(), self.prior_V)
         return logits_NV.view(*batch.tokens_BT.shape, -1)
 
-    def loss(self, batch: Batch, plan: Plan | None = None) -> Losses:
-        """Cross-entropy at the positions of `loss_mask_BT`, by the modality of the target."""
+    def loss(self, batch: Batch, plan: Plan | None = None, *, leaking: bool = False) -> Losses:
+        """Cross-entropy at the positions of `loss_mask_BT`, by the modality of the target.
+
+        `leaking` lets experts choose among all tokens in eval too: the figure that papers print,
+        where a token's experts tell of what comes after it.
+        """
         plan = plan or Plan.of(batch)
-        x_ND, context = self._trunk(batch, plan)
+        x_ND, context = self._trunk(batch, plan, leaking)
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
         loss_J, partition_J = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
@@ -164,6 +174,10 @@ class Decoder(nn.Module):
             context.note("z_loss", square_J.mean())
             square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
             sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
+        if context.losses:
+            share = PARTS_WEIGHT * sum(plan.target_counts) / len(sum_M)
+            own = share * torch.stack(context.losses).mean()
+            sum_M = sum_M + (own - own.detach())
         count_M = torch.tensor(plan.target_counts, device=sum_M.device)
         return Losses(sum_M=sum_M, count_M=count_M, statistics=context.means())
 
@@ -203,7 +217,7 @@ class Decoder(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _trunk(self, batch: Batch, plan: Plan) -> tuple[Tensor, Context]:
+    def _trunk(self, batch: Batch, plan: Plan, leaking: bool = False) -> tuple[Tensor, Context]:
         """The normalised residual stream [N, D], sorted, and how it is sorted."""
         if batch.modalities != self.vocabulary.modalities:
             raise ConfigError(
@@ -218,6 +232,7 @@ class Decoder(nn.Module):
             document_BT=plan.document_BT,
             reset_BT=plan.reset_BT,
             values=self.values,
+            leaking=leaking,
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         for block in self.blocks:

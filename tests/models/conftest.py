@@ -32,6 +32,14 @@ COMBINATIONS = {
         "untie": ("in", "out", "qkv", "norm"),
         "router_noise": 1.0,
     },
+    "auxiliary": {
+        "channels": ("experts", "memory"),
+        "experts": (3,),
+        "untie": ("qkv", "o"),
+        "expert_choice": "row",
+        "causal_choice": "auxiliary",
+    },
+    "experts_post": {"channels": ("experts",), "norm": "post", "untie": ("norm",)},
     "mot_memory": {
         "channels": ("ffn", "memory"),
         "untie": ("ffn", "o"),
