@@ -84,10 +84,11 @@ void row_squares(int64_t U, int64_t J, int64_t D, int threads, const float *dy, 
 }
 
 /* One step of Adam on the rows that were read; see value_table.py. `number` is the factor of the
- * gradients, the learning rate, beta1, beta2 and eps. */
+ * gradients, the learning rate, beta1, beta2 and eps; fresh[u] the mean of the row's squares. */
 void adam_rows(int64_t U, int64_t J, int64_t D, int threads, const float *dy, const float *weight,
                const int64_t *order, const int64_t *first, const int64_t *rows, const double *number,
-               const float *kept, float *values, float *mean, float *square, int32_t *reads) {
+               const double *fresh, const float *kept, float *values, float *mean, float *square,
+               int32_t *reads) {
     float scale = number[0], beta1 = number[2], beta2 = number[3], eps = number[4];
 #pragma omp parallel num_threads(threads)
     {
@@ -98,14 +99,12 @@ void adam_rows(int64_t U, int64_t J, int64_t D, int threads, const float *dy, co
             float *restrict value = values + row * D, *restrict moment = mean + row * D;
             __builtin_prefetch(value), __builtin_prefetch(moment);
             row_sum(J, D, dy, weight, order + first[u], first[u + 1] - first[u], sum);
-            float total = 0.0f;
-            for (int64_t d = 0; d < D; d++) sum[d] *= scale, total += sum[d] * sum[d];
             int32_t t = ++reads[row];
-            square[row] = beta2 * square[row] + (1 - beta2) * total / D;
+            square[row] = beta2 * square[row] + (1 - beta2) * (float)(fresh[u] * scale * scale);
             float deviation = sqrtf(square[row] / (float)(1 - pow(number[3], t))) + eps;
             float rate = number[1] / (1 - pow(number[2], t)) / deviation;
             for (int64_t d = 0; d < D; d++) {
-                moment[d] = beta1 * moment[d] + (1 - beta1) * sum[d];
+                moment[d] = beta1 * moment[d] + (1 - beta1) * scale * sum[d];
                 value[d] = kept[u] * value[d] - rate * moment[d];
             }
         }

@@ -9,7 +9,6 @@ rows read for each position, `P` = N * J places, `U` rows that were read at all.
 """
 
 import itertools
-import math
 import weakref
 from dataclasses import dataclass, field
 
@@ -134,19 +133,20 @@ class RowAdam:
     """Factor of the gradients: what clipping leaves."""
 
 
-def gradient_norm(rows: Rows) -> float:
-    """The norm of the table's gradient."""
+def row_squares(rows: Rows) -> Tensor:
+    """The sum of squares of each row's gradient, float64 [U]."""
     if not _compiled(rows.dy_ND, rows.weight_P):
-        return float(rows.gradients().double().square().sum().sqrt())
+        return rows.gradients().double().square().sum(1)
     square_U = torch.empty(len(rows.row_U), dtype=torch.float64)
     sizes = (len(rows.row_U), rows.reads, rows.dy_ND.shape[1])
     call("value_table", "row_squares", sizes, (*_parts(rows), square_U))
-    return math.sqrt(square_U.numpy().sum())
+    return square_U
 
 
 def adam_rows(
     rows: Rows,
     numbers: RowAdam,
+    fresh_U: Tensor,
     kept_U: Tensor,
     values_RD: Tensor,
     mean_RD: Tensor,
@@ -156,12 +156,13 @@ def adam_rows(
     """Move the rows that were read, in place; the others are not touched.
 
     A row has its own clock, int32 `reads`: its moments change when it is read, and are corrected
-    for bias by how often that was. The second moment is one number a row, the mean of squares.
-    Each row is first multiplied by its `kept`: the weight decay of the steps since it was read.
+    for bias by how often that was. The second moment is one number a row, of the mean squares of
+    its gradients, `fresh` in this step (float64). Each row is first multiplied by its `kept`: the
+    weight decay of the steps since it was read.
     """
     if _compiled(rows.dy_ND, rows.weight_P, values_RD, mean_RD):
         number = (numbers.scale, numbers.lr, numbers.beta1, numbers.beta2, numbers.eps)
-        tail = (rows.row_U, torch.tensor(number, dtype=torch.float64), kept_U)
+        tail = (rows.row_U, torch.tensor(number, dtype=torch.float64), fresh_U, kept_U)
         sizes = (len(rows.row_U), rows.reads, rows.dy_ND.shape[1])
         state = (values_RD, mean_RD, square_R, reads_R)
         call("value_table", "adam_rows", sizes, (*_parts(rows), *tail, *state))
@@ -169,7 +170,8 @@ def adam_rows(
     row_U, gradient_UD = rows.row_U, rows.gradients().float() * numbers.scale
     reads_R[row_U] += 1
     t_U = reads_R[row_U].double()
-    square_U = square_R[row_U].lerp(gradient_UD.square().mean(1), 1 - numbers.beta2)
+    fresh_U = (fresh_U * numbers.scale**2).float()
+    square_U = square_R[row_U].lerp(fresh_U, 1 - numbers.beta2)
     mean_UD = mean_RD[row_U].lerp(gradient_UD, 1 - numbers.beta1)
     square_R[row_U], mean_RD[row_U] = square_U, mean_UD
     deviation_U = (square_U / (1 - numbers.beta2**t_U).float()).sqrt() + numbers.eps

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -106,7 +107,13 @@ class Decoder(nn.Module):
     prior_V: Tensor
     modality_V: Tensor
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        values_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """`values_group` are the ranks among which the memory's values are cut by columns."""
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         modalities = len(vocabulary.modalities)
@@ -125,7 +132,7 @@ class Decoder(nn.Module):
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
         self.values = None
         if any(channel == "memory" for _, channel in config.blocks):
-            self.values = ValueTable(config.memory_keys**2, config.value_dim)
+            self.values = ValueTable(config.memory_keys**2, config.value_dim, values_group)
         self.initialise()
 
     def initialise(self) -> None:

@@ -3,33 +3,58 @@
 The table takes no part in autograd: each backward notes in the table's ledger what was read and the
 gradient that the reading got (kernels/value_table.py). A step of `TableOptimizer` works on the rows
 that were read alone, so it costs the same with 2^20 rows as with 2^14, and no gradient or moment of
-the table's size is ever walked through. `R` rows, `D` width, `J` rows read for each position.
+the table's size is ever walked through.
+
+Over a process group every rank holds some columns of all rows, as in arXiv:2412.09764, section 3.1:
+slots and weights are gathered, each rank sums its columns for everybody, and the sums go back. The
+gradient of the table needs no exchange at all. `R` rows, `D` width, `J` rows read for each
+position, `P` ranks.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from plait.kernels.value_table import Ledger, RowAdam, Rows, adam_rows, gradient_norm, weighted_bag
+from plait.kernels.value_table import Ledger, RowAdam, Rows, adam_rows, row_squares, weighted_bag
+
+DRAWN = 1 << 16
+"""Rows whose values are drawn at once."""
 
 
 class ValueTable(nn.Module):
-    """Values [R, D] and the ledger of what was read since the last step."""
+    """Values [R, D], or a rank's columns of them, and what was read since the last step."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, group: dist.ProcessGroup | None = None) -> None:
+        """ValueError if the width is no multiple of the group's size."""
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(rows, width))
+        self.width, self.group = width, group
+        self.ranks = 1 if group is None else group.size()
+        if width % self.ranks:
+            raise ValueError(f"values of width {width} cannot be cut into {self.ranks} columns")
+        self.weight = nn.Parameter(torch.empty(rows, width // self.ranks))
         self.ledger = Ledger()
 
     def reset_parameters(self) -> None:
-        """Normal, of deviation D ** -0.5 (arXiv:2412.09764, released code)."""
-        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
+        """Normal, of deviation D ** -0.5; the same values whatever the number of ranks."""
+        rank = 0 if self.group is None else self.group.rank()
+        own = slice(rank * self.weight.shape[1], (rank + 1) * self.weight.shape[1])
+        with torch.no_grad():
+            for part in self.weight.split(DRAWN):
+                whole = torch.empty(len(part), self.width, device=part.device)
+                part.copy_(nn.init.normal_(whole, std=self.width**-0.5)[:, own])
 
     def read(self, slot_NJ: Tensor, share_NJ: Tensor) -> Tensor:
-        """Sums of the rows `slot` with weights `share`, [N, D]."""
+        """Sums of the rows `slot` with weights `share`, [N, D]; N is the same on all ranks."""
         ledger = self.ledger if self.weight.requires_grad else None
-        return weighted_bag(self.weight, slot_NJ, share_NJ, ledger=ledger)
+        if self.group is None:
+            return weighted_bag(self.weight, slot_NJ, share_NJ, ledger=ledger)
+        slots = _gathered(slot_NJ, self.group)
+        shares = _Gather.apply(share_NJ, self.group)
+        own = weighted_bag(self.weight.detach(), slots, shares, ledger=ledger)
+        return _Exchange.apply(own, self.group)
 
     def gradient(self) -> Tensor:
         """The gradient since the last step, sparse [R, D], for an optimizer of torch's own.
@@ -75,11 +100,17 @@ class TableOptimizer:
         """Sum of learning rates times decay up to the step at which a row was read last."""
         self.decayed = 0.0
         self._rows: Rows | None = None
+        self._square_U = torch.empty(0)
 
     def norm(self) -> float:
         """The norm of the gradient since the last step, which `step` then works on."""
         self._rows = self.table.ledger.rows(len(self.table.weight))
-        return 0.0 if self._rows is None else gradient_norm(self._rows)
+        if self._rows is None:
+            return 0.0
+        self._square_U = row_squares(self._rows)
+        if self.table.group is not None:
+            dist.all_reduce(self._square_U, group=self.table.group)
+        return math.sqrt(self._square_U.cpu().numpy().sum())
 
     @torch.no_grad()
     def step(self, lr: float, scale: float = 1.0) -> None:
@@ -100,7 +131,7 @@ class TableOptimizer:
             kept_U = (-missed_U).exp().float()
             self.decayed_R[rows.row_U] = self.decayed
         state = (weight.detach(), self.mean_RD, self.square_R, self.reads_R)
-        adam_rows(rows, numbers, kept_U, *state)
+        adam_rows(rows, numbers, self._square_U / self.table.width, kept_U, *state)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state by name."""
@@ -116,3 +147,42 @@ class TableOptimizer:
             tensor.copy_(tensors[name])
         if self.weight_decay:
             self.decayed = float(tensors["decayed_now"])
+
+
+class _Gather(torch.autograd.Function):
+    """Everybody's rows [P N, J] of one's own [N, J]; gradients are added up where they belong."""
+
+    @staticmethod
+    def forward(ctx, x_NJ, group):
+        ctx.group = group
+        return _gathered(x_NJ, group)
+
+    @staticmethod
+    def backward(ctx, *dy):
+        own = dy[0].new_empty(len(dy[0]) // ctx.group.size(), dy[0].shape[1])
+        dist.reduce_scatter_tensor(own, dy[0].contiguous(), group=ctx.group)
+        return own, None
+
+
+class _Exchange(torch.autograd.Function):
+    """One's columns of everybody's rows [P N, D / P] to all columns of one's own rows [N, D]."""
+
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group = group
+        received = torch.empty_like(x)
+        dist.all_to_all_single(received, x.contiguous(), group=group)
+        return torch.cat(received.chunk(group.size()), dim=1)
+
+    @staticmethod
+    def backward(ctx, *dy):
+        sent = torch.cat(dy[0].chunk(ctx.group.size(), dim=1))
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=ctx.group)
+        return received, None
+
+
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    found = x.new_empty(group.size() * len(x), *x.shape[1:])
+    dist.all_gather_into_tensor(found, x.contiguous(), group=group)
+    return found
