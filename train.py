@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from plait.models import checkpoint, flops, optimizer
-from plait.models.decoder import Decoder
+from plait.models.decoder import Decoder, Losses
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline import config as toml
@@ -75,7 +75,7 @@ class Run:
         self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
         torch.manual_seed(config.seed)
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
-        self.optimizer = optimizer.build_optimizer(self.model, config.optimizer)
+        self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
         self.step = 0
 
@@ -120,43 +120,51 @@ class Run:
         """One optimizer step; returns the learning rate that it used."""
         c = self.config
         share = optimizer.lr_share(self.step, self.steps, c.optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * share
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
         targets = max(1, sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches))
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()
         for batch, plan in micro_batches:
             losses = self._losses(batch, plan)
             (losses.sum_M.sum() / targets).backward()
             self.meters.add(batch, losses.sum_M, losses.count_M)
-        norm = optimizer.clip_gradients(self.optimizer, c.optimizer.clip)
+        norm = self.optimizer.clip()
         if not math.isfinite(norm):
             raise PlaitError(
                 f"step {self.step + 1}: the gradient's norm is {norm}; nothing was updated, and the"
                 f" last checkpoint stands in {self.folder}; try a lower --optimizer.lr"
             )
-        self.optimizer.step()
+        self.optimizer.step(share)
         self.step += 1
         self.meters.grad_norm += norm
         self.meters.steps += 1
         return c.optimizer.lr * share
 
-    def _losses(self, batch: Batch, plan: Plan):
+    def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
-            return self.model.loss(batch.to(self.device), plan.to(self.device))
+            return self.model.loss(batch.to(self.device), plan.to(self.device), leaking=leaking)
 
     @torch.no_grad()
     def validate(self) -> Line:
-        """Losses over the first batches of the held-out documents; causal for every model."""
+        """Losses over the first batches of the held-out documents; causal for every model.
+
+        Beside them, where experts choose among all tokens in training, the same by that choice.
+        """
+        found = self._validate(leaking=False)
+        if "experts" in self.config.model.channels:
+            leaking = self._validate(leaking=True)
+            found |= {f"leaking_{name}": value for name, value in leaking.items()}
+        return found
+
+    def _validate(self, *, leaking: bool) -> Line:
         rows, size = self._rows("validation"), self.config.rows.batch_size
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
             batch = rows.batch(range(start, min(len(rows), start + size)))
-            losses = self._losses(batch, Plan.of(batch))
+            losses = self._losses(batch, Plan.of(batch), leaking=leaking)
             meters.add(batch, losses.sum_M, losses.count_M)
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 
@@ -266,7 +274,7 @@ class Run:
         temporary = folder.with_name(f".{folder.name}.writing")
         shutil.rmtree(temporary, ignore_errors=True)
         checkpoint.save(self.model, temporary)
-        moments = optimizer.state_tensors(self.model, self.optimizer)
+        moments = self.optimizer.state_tensors()
         save_file(moments, temporary / "optimizer.safetensors")
         state = {
             "loader": self.loader.state_dict(),
@@ -288,7 +296,7 @@ class Run:
         self.loader.load_state_dict(state["loader"], new_weights=True)
         checkpoint.load_into(self.model, folder)
         tensors = load_file(folder / "optimizer.safetensors")
-        optimizer.load_state_tensors(self.model, self.optimizer, tensors)
+        self.optimizer.load_state_tensors(tensors)
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]

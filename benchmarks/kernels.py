@@ -149,9 +149,6 @@ def bags() -> Case:
         "gather and sum": lambda v, w: value_table.reference(v, index_NJ, w),
         "embedding_bag": torch_bag,
         "weighted_bag": lambda v, w: value_table.weighted_bag(v, index_NJ, w),
-        "weighted_bag, sparse": lambda v, w: value_table.weighted_bag(
-            v, index_NJ, w, sparse_grad=True
-        ),
     }
     inputs = (torch.randn(2**16, 256), torch.rand(1024, 128))
     return Case("weighted_bag", "65536 x 256, 1024 x 128 rows read", paths, inputs)

@@ -1,14 +1,16 @@
 """The best sums of two score lists: the slots that a product-key memory reads (arXiv:1907.05242).
 
 Special here: among the sums of two sorted lists only pairs (a+1)(b+1) <= k can be in the best k, a
-staircase of 119 pairs of 1024 at k = 32, and the rest is never computed. It is exact. Letters: `n`
-half keys of one list, so that there are n^2 slots; `k` picks.
+staircase of 119 pairs of 1024 at k = 32, and the rest is never computed. It is exact. On CPUs a C
+file finds the best of each list by a bound, without sorting it, and merges them. Letters: `n` half
+keys of one list, so that there are n^2 slots; `k` picks.
 """
 
 import torch
 from torch import Tensor
 
 from plait.kernels.choose import choose, constant
+from plait.kernels.compile_c import call, library
 
 
 def product_key_topk(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -24,18 +26,15 @@ def product_key_topk(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[
     if scores1_NHn.shape != scores2_NHn.shape or not 1 <= k <= n:
         shapes = f"{tuple(scores1_NHn.shape)} and {tuple(scores2_NHn.shape)}"
         raise ValueError(f"the {k} best pairs of scores {shapes}")
-    if choose("product_key_topk", "staircase") == "reference":
+    path = choose("product_key_topk", _fastest(scores1_NHn.device.type, scores1_NHn.dtype))
+    if path == "reference":
         return reference(scores1_NHn, scores2_NHn, k)
     with torch.no_grad():
-        best1_NHk, index1_NHk = scores1_NHn.topk(k, dim=-1)
-        best2_NHk, index2_NHk = scores2_NHn.topk(k, dim=-1)
-        first_P, second_P = (torch.tensor(x, device=scores1_NHn.device) for x in _staircase(k))
-        sum_NHP = best1_NHk[..., first_P] + best2_NHk[..., second_P]
-        place_NHk = sum_NHP.topk(k, dim=-1).indices
-        index1_NHk = index1_NHk.gather(-1, first_P[place_NHk])
-        index2_NHk = index2_NHk.gather(-1, second_P[place_NHk])
-    scores_NHk = scores1_NHn.gather(-1, index1_NHk) + scores2_NHn.gather(-1, index2_NHk)
-    return scores_NHk, index1_NHk * n + index2_NHk
+        slot_NHk = best_op(scores1_NHn, scores2_NHn, k) if path == "c" else None
+        if slot_NHk is None:
+            slot_NHk = _staircase_slots(scores1_NHn, scores2_NHn, k)
+    scores_NHk = scores1_NHn.gather(-1, slot_NHk // n) + scores2_NHn.gather(-1, slot_NHk % n)
+    return scores_NHk, slot_NHk
 
 
 def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -43,6 +42,40 @@ def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor,
     sum_NHnn = scores1_NHn[..., :, None] + scores2_NHn[..., None, :]
     scores_NHk, index_NHk = sum_NHnn.flatten(-2).topk(k, dim=-1)
     return scores_NHk, index_NHk
+
+
+def _staircase_slots(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> Tensor:
+    """The slots in plain torch."""
+    best1_NHk, index1_NHk = scores1_NHn.topk(k, dim=-1)
+    best2_NHk, index2_NHk = scores2_NHn.topk(k, dim=-1)
+    first_P, second_P = (torch.tensor(x, device=scores1_NHn.device) for x in _staircase(k))
+    sum_NHP = best1_NHk[..., first_P] + best2_NHk[..., second_P]
+    place_NHk = sum_NHP.topk(k, dim=-1).indices
+    index1_NHk = index1_NHk.gather(-1, first_P[place_NHk])
+    index2_NHk = index2_NHk.gather(-1, second_P[place_NHk])
+    return index1_NHk * scores1_NHn.shape[-1] + index2_NHk
+
+
+@constant
+def _fastest(device: str, dtype: torch.dtype) -> str:
+    compiled = device == "cpu" and dtype is torch.float32 and library("product_keys") is not None
+    return "c" if compiled else "staircase"
+
+
+@torch.library.custom_op("plait::product_key_slots", mutates_args=())
+def best_op(scores1: Tensor, scores2: Tensor, k: int) -> Tensor:
+    """The slots by product_keys.c, int64 [N, H, k]."""
+    N, H, n = scores1.shape
+    slot_NHk = torch.empty(N, H, k, dtype=torch.int64)
+    sums_NHk = torch.empty(N, H, k)
+    inputs = (scores1.contiguous(), scores2.contiguous())
+    call("product_keys", "best_sums", (N * H, n, k), (*inputs, sums_NHk, slot_NHk))
+    return slot_NHk
+
+
+@best_op.register_fake
+def _(scores1, scores2, k):
+    return scores1.new_empty((*scores1.shape[:-1], k), dtype=torch.int64)
 
 
 @constant

@@ -72,6 +72,13 @@ class ModelConfig:
     """Experts of each modality, in the order of the vocabulary's modalities; one number for all."""
     capacity: float = 1.0
     """Experts that a token has on average; 1 costs what one feed-forward costs."""
+    expert_choice: Literal["batch", "row"] = "batch"
+    """Among which tokens experts choose in training: those of a micro-batch, or of each row."""
+    causal_choice: Literal["threshold", "auxiliary"] = "threshold"
+    """How tokens are told to experts in eval and generation, where later ones must not matter."""
+    gate_after_norm: bool = True
+    """With norm = post: normalise an expert's output before its gate, not (as published) after;
+    for a token with one expert the norm cancels the gate, and with it the router's gradient."""
     router_noise: float = 0.0
     """Scale of the Gumbel-sigmoid noise on router logits in training; 1 in MoMa's upcycling."""
 
@@ -167,7 +174,12 @@ class ModelConfig:
                 if value not in get_args(literal):
                     there = ", ".join(get_args(literal))
                     raise ConfigError(f"model.{name}: no {value!r}; there is {there}")
-        for name, there in (("norm", ("pre", "post")), ("qk_norm", ("none", "rms", "layer"))):
+        for name, there in (
+            ("norm", ("pre", "post")),
+            ("qk_norm", ("none", "rms", "layer")),
+            ("expert_choice", ("batch", "row")),
+            ("causal_choice", ("threshold", "auxiliary")),
+        ):
             if getattr(self, name) not in there:
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} is none of {there}")
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plait.kernels.attention import AttentionLayout
 from plait.models.plan import Order
+from plait.models.values import ValueTable
 
 
 @dataclass(kw_only=True, eq=False)
@@ -21,14 +22,23 @@ class Context:
     """None in a step, where the cache takes its place."""
     document_BT: Tensor | None = None
     reset_BT: Tensor | None = None
-    values_RD: Tensor | None = None
-    """The value table that the memory layers share."""
+    values: ValueTable | None = None
+    """The table that the memory layers share."""
+    leaking: bool = False
+    """Whether experts choose among all tokens in eval too, as they do in training."""
+    losses: list[Tensor] = field(default_factory=list)
+    """Losses of the parts' own, beside the cross-entropy."""
     statistics: dict[str, list[Tensor]] = field(default_factory=dict)
     """Scalars noted by layers, by name; `means` gives one number for each name."""
 
     def note(self, name: str, value: Tensor) -> None:
         """Add a layer's figure."""
         self.statistics.setdefault(name, []).append(value.detach())
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        """Add a layer's own loss, a mean over tokens."""
+        self.losses.append(value)
+        self.note(name, value)
 
     def means(self) -> dict[str, Tensor]:
         """The mean over layers of each figure."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,9 +26,16 @@ from plait.models.layers import ModalityNorm, rotation, truncated_normal
 from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
 from plait.models.plan import Order, Plan
+from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
+
+VALUES = "values.weight"
+"""Name of the memory's table among the parameters."""
+PARTS_WEIGHT = 0.1
+"""Of the parts' own losses: no other weight learns from them, and this keeps them from taking part
+in the gradient's norm."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +71,7 @@ class Block(nn.Module):
         self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
         self.mixer = _MIXERS[mixer](config, modalities, gain)
         self.channel = None
+        self.gated_after = channel == "experts" and self.post and config.gate_after_norm
         if channel != "none":
             self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
             self.channel = _CHANNELS[channel](config, modalities, gain)
@@ -82,6 +91,8 @@ class Block(nn.Module):
     def _channel(self, x_ND: Tensor, context: Context) -> Tensor:
         if self.channel is None:
             return x_ND
+        if self.gated_after:
+            return x_ND + self.channel(x_ND, context, self.channel_norm)
         return self._residual(x_ND, self.channel_norm, self.channel, context)
 
     def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context) -> Tensor:
@@ -96,7 +107,13 @@ class Decoder(nn.Module):
     prior_V: Tensor
     modality_V: Tensor
 
-    def __init__(self, config: ModelConfig, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary: Vocabulary,
+        values_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """`values_group` are the ranks among which the memory's values are cut by columns."""
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
         modalities = len(vocabulary.modalities)
@@ -115,7 +132,7 @@ class Decoder(nn.Module):
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
         self.values = None
         if any(channel == "memory" for _, channel in config.blocks):
-            self.values = nn.Parameter(torch.empty(config.memory_keys**2, config.value_dim))
+            self.values = ValueTable(config.memory_keys**2, config.value_dim, values_group)
         self.initialise()
 
     def initialise(self) -> None:
@@ -127,7 +144,7 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.modality_head)
         nn.init.zeros_(self.prior_V)
         if self.values is not None:
-            nn.init.normal_(self.values, std=self.config.value_dim**-0.5)
+            self.values.reset_parameters()
         for module in (*self.blocks.modules(), self.norm):
             reset = getattr(module, "reset_parameters", None)
             if reset is not None:
@@ -148,10 +165,14 @@ class Decoder(nn.Module):
         logits_NV = F.linear(context.order.unsort(x_ND), self._head(), self.prior_V)
         return logits_NV.view(*batch.tokens_BT.shape, -1)
 
-    def loss(self, batch: Batch, plan: Plan | None = None) -> Losses:
-        """Cross-entropy at the positions of `loss_mask_BT`, by the modality of the target."""
+    def loss(self, batch: Batch, plan: Plan | None = None, *, leaking: bool = False) -> Losses:
+        """Cross-entropy at the positions of `loss_mask_BT`, by the modality of the target.
+
+        `leaking` lets experts choose among all tokens in eval too: the figure that papers print,
+        where a token's experts tell of what comes after it.
+        """
         plan = plan or Plan.of(batch)
-        x_ND, context = self._trunk(batch, plan)
+        x_ND, context = self._trunk(batch, plan, leaking)
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
         loss_J, partition_J = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
@@ -160,6 +181,10 @@ class Decoder(nn.Module):
             context.note("z_loss", square_J.mean())
             square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
             sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
+        if context.losses:
+            share = PARTS_WEIGHT * sum(plan.target_counts) / len(sum_M)
+            own = share * torch.stack(context.losses).mean()
+            sum_M = sum_M + (own - own.detach())
         count_M = torch.tensor(plan.target_counts, device=sum_M.device)
         return Losses(sum_M=sum_M, count_M=count_M, statistics=context.means())
 
@@ -175,7 +200,7 @@ class Decoder(nn.Module):
             raise ValueError(f"{tuple(tokens_B.shape)} tokens; the cache is of {cache.batch_size}")
         order = self._step_order(tokens_B)
         position_B1 = torch.full((len(tokens_B), 1), cache.length, device=tokens_B.device)
-        context = Context(order=order, turn=self._turn(position_B1), values_RD=self.values)
+        context = Context(order=order, turn=self._turn(position_B1), values=self.values)
         x_BD = self._embed(order.sort(tokens_B))
         for block, state in zip(self._blocks, cache.mixers, strict=True):
             x_BD = block.step(x_BD, context, state)
@@ -193,13 +218,13 @@ class Decoder(nn.Module):
             for name, _ in module.named_parameters(recurse=False):
                 kind = "no_decay" if name in exempt else "decay"
                 kinds[f"{prefix}.{name}" if prefix else name] = kind
-        return {name: "values" if name == "values" else kind for name, kind in kinds.items()}
+        return {name: "values" if name == VALUES else kind for name, kind in kinds.items()}
 
     @property
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _trunk(self, batch: Batch, plan: Plan) -> tuple[Tensor, Context]:
+    def _trunk(self, batch: Batch, plan: Plan, leaking: bool = False) -> tuple[Tensor, Context]:
         """The normalised residual stream [N, D], sorted, and how it is sorted."""
         if batch.modalities != self.vocabulary.modalities:
             raise ConfigError(
@@ -213,7 +238,8 @@ class Decoder(nn.Module):
             layout=plan.layout,
             document_BT=plan.document_BT,
             reset_BT=plan.reset_BT,
-            values_RD=self.values,
+            values=self.values,
+            leaking=leaking,
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         for block in self.blocks:

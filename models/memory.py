@@ -2,17 +2,19 @@
 
 A head has n half keys for each half of its query; the sums of the best k of both sides name the
 best k of all n * n slots exactly, without scoring them. What the heads read is summed and gated by
-the input ("Memory+"). All memory layers of a decoder read one value table, which the decoder owns.
+the input ("Memory+"). All memory layers of a decoder read one value table (values.py), which the
+decoder owns.
 
 Letters: `R` slots, `n` half keys of a head, `k` slots that a head reads, `J` = H * k.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.product_keys import product_key_topk
-from plait.kernels.value_table import weighted_bag
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 
@@ -57,13 +59,13 @@ class Memory(nn.Module):
 
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D]."""
-        values_RD = context.values_RD
-        assert values_RD is not None
+        values = context.values
+        assert values is not None
         scores_NHk, slot_NHk = self._look_up(x_ND)
         share_NHk = scores_NHk.float().softmax(-1)  # over the slots of one head
         slot_NJ = slot_NHk.flatten(1)
-        self._note_use(slot_NJ, len(values_RD), context)
-        read_ND = weighted_bag(values_RD, slot_NJ, share_NHk.flatten(1).to(values_RD.dtype))
+        self._note_use(slot_NJ, share_NHk.flatten(1), len(values.weight), context)
+        read_ND = values.read(slot_NJ, share_NHk.flatten(1))
         if self.gate is None or self.out is None:
             return read_ND
         read_ND = read_ND * F.silu(F.linear(x_ND, self.gate, self.gate_bias))
@@ -89,8 +91,16 @@ class Memory(nn.Module):
         return product_key_topk(scores[0], scores[1], self.top_k)
 
     @staticmethod
-    def _note_use(slot_NJ: Tensor, slots: int, context: Context) -> None:
-        """Share of all slots that the batch read."""
-        if context.layout is not None:
-            hit_R = torch.zeros(slots, device=slot_NJ.device)
-            context.note("memory_slots_hit", hit_R.index_fill_(0, slot_NJ.flatten(), 1).mean())
+    def _note_use(slot_NJ: Tensor, share_NJ: Tensor, slots: int, context: Context) -> None:
+        """Share of all slots that the batch read, and how far from evenly (arXiv:1907.05242, 4.5).
+
+        That is the Kullback-Leibler divergence, in nats, of the weight that each slot got from
+        equal weights: 0 if even, the logarithm of the number of slots if one slot got all.
+        """
+        if context.layout is None or not slot_NJ.numel():
+            return
+        mass_R = torch.zeros(slots, device=slot_NJ.device)
+        mass_R.index_add_(0, slot_NJ.flatten(), share_NJ.detach().flatten().float())
+        mass_R /= mass_R.sum()
+        context.note("memory_slots_hit", (mass_R > 0).float().mean())
+        context.note("memory_kl_uniform", math.log(slots) - torch.special.entr(mass_R).sum())

@@ -1,7 +1,8 @@
 """AdamW for a decoder: groups by kind of parameter, a schedule that is a function of the step.
 
-Memory values have their own learning rate and clip norm and no weight decay (arXiv:2412.09764,
-section 5); norms, biases and the scan's `A_log` and `D` are not decayed either.
+Memory values have their own learning rate, clip norm and weight decay (arXiv:2412.09764, section
+5), and an optimizer that touches only the rows that were read (values.py); norms, biases and the
+scan's `A_log` and `D` are not decayed.
 """
 
 import math
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from plait.models.decoder import Decoder
+from plait.models.decoder import VALUES, Decoder
+from plait.models.values import TableOptimizer
 from plait.tokenizers.errors import ConfigError
 
 
@@ -21,7 +23,9 @@ class OptimizerConfig:
     lr: float = 3e-3
     """Peak learning rate."""
     values_lr: float = 1e-2
-    """Peak learning rate of memory values, which have no weight decay."""
+    """Peak learning rate of memory values."""
+    values_weight_decay: float = 0.0
+    """Weight decay of memory values, made up for when a row is read again."""
     min_lr: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup: int = 30
@@ -33,7 +37,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     """Added to the square root of the second moment."""
     weight_decay: float = 0.1
-    """Decoupled weight decay of matrices; norms, biases and memory values have none."""
+    """Decoupled weight decay of matrices; norms and biases have none."""
     clip: float = 1.0
     """Largest norm of the gradient (memory values are clipped by themselves); 0 is off."""
 
@@ -45,24 +49,77 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.min_lr: a share from 0 to 1, not {self.min_lr}")
 
 
-def build_optimizer(model: Decoder, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with the groups `decay`, `no_decay` and `values`; each keeps its `peak_lr`."""
-    members: dict[str, list[Tensor]] = {"decay": [], "no_decay": [], "values": []}
-    kinds = model.parameter_kinds()
-    for name, parameter in model.named_parameters():
-        members[kinds[name]].append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "kind": kind,
-            "peak_lr": config.values_lr if kind == "values" else config.lr,
-            "weight_decay": config.weight_decay if kind == "decay" else 0.0,
+class Optimizer:
+    """AdamW for all parameters but the memory's table, and `TableOptimizer` for that."""
+
+    def __init__(self, model: Decoder, config: OptimizerConfig) -> None:
+        self.model, self.config = model, config
+        betas = (config.beta1, config.beta2)
+        kinds = model.parameter_kinds()
+        groups = [
+            {
+                "params": [p for name, p in model.named_parameters() if kinds[name] == kind],
+                "weight_decay": config.weight_decay if kind == "decay" else 0.0,
+            }
+            for kind in ("decay", "no_decay")
+        ]
+        self.adam = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        self.table = None
+        if model.values is not None:
+            self.table = TableOptimizer(
+                model.values, betas=betas, eps=config.eps, weight_decay=config.values_weight_decay
+            )
+        self._table_scale = 1.0
+
+    def zero_grad(self) -> None:
+        """Forget all gradients, and the table's readings."""
+        self.adam.zero_grad(set_to_none=False)
+        if self.table is not None:
+            self.table.table.ledger.clear()
+
+    def clip(self) -> float:
+        """Clip memory values and all the rest, each by its own norm; the norm of everything."""
+        limit = self.config.clip or math.inf
+        parameters = [p for group in self.adam.param_groups for p in group["params"]]
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        table = 0.0 if self.table is None else self.table.norm()
+        self._table_scale = min(1.0, limit / (table + 1e-6))
+        return math.hypot(norm, table)
+
+    def step(self, lr_share: float) -> None:
+        """Move everything, at this share of the peak learning rates; `clip` was called before."""
+        for group in self.adam.param_groups:
+            group["lr"] = self.config.lr * lr_share
+        self.adam.step()
+        if self.table is not None:
+            self.table.step(self.config.values_lr * lr_share, self._table_scale)
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """The state as named tensors, for a safetensors file."""
+        found = {
+            f"{name}:{key}": value.contiguous()
+            for name, parameter in self.model.named_parameters()
+            for key, value in self.adam.state.get(parameter, {}).items()
         }
-        for kind, parameters in members.items()
-        if parameters
-    ]
-    betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        if self.table is not None:
+            found |= {f"{VALUES}:{key}": t for key, t in self.table.state_tensors().items()}
+        return found
+
+    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `state_tensors` gave; ConfigError if it belongs to another model."""
+        parameters = dict(self.model.named_parameters())
+        if {key.rpartition(":")[0] for key in tensors} != set(parameters):
+            raise ConfigError("the optimizer's state belongs to a model with other parameters")
+        table = {}
+        for key, value in tensors.items():
+            name, _, field = key.rpartition(":")
+            if name == VALUES:
+                table[field] = value
+                continue
+            device = "cpu" if field == "step" else parameters[name].device
+            self.adam.state[parameters[name]][field] = value.to(device)
+        if self.table is not None:
+            self.table.load_state_tensors(table)
 
 
 def lr_share(step: int, steps: int, config: OptimizerConfig) -> float:
@@ -71,36 +128,3 @@ def lr_share(step: int, steps: int, config: OptimizerConfig) -> float:
         return (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, steps - config.warmup)
     return config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, limit: float) -> float:
-    """Clip memory values and all the rest, each by its own norm; returns the norm of everything."""
-    groups = optimizer.param_groups
-    parts = [
-        [p for g in groups if (g["kind"] == "values") == values for p in g["params"]]
-        for values in (False, True)
-    ]
-    norms = [torch.nn.utils.clip_grad_norm_(part, limit or math.inf) for part in parts if part]
-    return math.sqrt(sum(float(norm) ** 2 for norm in norms))
-
-
-def state_tensors(model: Decoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors, for a safetensors file."""
-    return {
-        f"{name}:{key}": value.contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def load_state_tensors(
-    model: Decoder, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `state_tensors` gave; ConfigError if it belongs to another model."""
-    parameters = dict(model.named_parameters())
-    if {key.rpartition(":")[0] for key in tensors} != set(parameters):
-        raise ConfigError("the optimizer's state belongs to a model with other parameters")
-    for key, value in tensors.items():
-        name, _, field = key.rpartition(":")
-        device = "cpu" if field == "step" else parameters[name].device
-        optimizer.state[parameters[name]][field] = value.to(device)

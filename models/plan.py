@@ -24,13 +24,15 @@ class Order:
     """Positions of each modality; padding counts as modality 0 and stands last in its segment."""
     real: tuple[int, ...]
     """The same without padding."""
+    by_row: tuple[tuple[int, ...], ...]
+    """For each modality, its real positions in each row: they stand row by row."""
     permutation_N: Tensor | None = None
     """Int64: the flat position of each sorted one; None where nothing is moved."""
     inverse_N: Tensor | None = None
     """Int64: the sorted position of each flat one."""
 
     @classmethod
-    def of(cls, modality_N: Tensor, padding_N: Tensor, modalities: int) -> Self:
+    def of(cls, modality_N: Tensor, padding_N: Tensor, modalities: int, rows: int = 1) -> Self:
         """Sort by modality, on the CPU; a modality that is absent counts 0."""
         key_N = 2 * modality_N.long() + padding_N
         key_N[padding_N] = 1
@@ -38,9 +40,12 @@ class Order:
         inverse_N = torch.empty_like(permutation_N)
         inverse_N[permutation_N] = torch.arange(len(permutation_N))
         sizes = torch.bincount(key_N, minlength=2 * modalities).tolist()
+        row_N = torch.arange(rows).repeat_interleave(len(key_N) // max(1, rows))
+        cells = torch.bincount(row_N + rows * key_N, minlength=2 * modalities * rows)
         return cls(
             counts=tuple(sizes[2 * m] + sizes[2 * m + 1] for m in range(modalities)),
             real=tuple(sizes[0::2]),
+            by_row=tuple(map(tuple, cells.view(-1, rows)[0::2].tolist())),
             permutation_N=permutation_N,
             inverse_N=inverse_N,
         )
@@ -51,6 +56,7 @@ class Order:
             self,
             counts=(sum(self.counts),),
             real=(sum(self.real),),
+            by_row=(tuple(map(sum, zip(*self.by_row, strict=True))),),
             permutation_N=None,
             inverse_N=None,
         )
@@ -127,7 +133,7 @@ class Plan:
         reset_BT[:, 1:] = cpu.document_BT[:, 1:] != cpu.document_BT[:, :-1]
         targets = _targets(cpu)
         plan = cls(
-            order=Order.of(cpu.modality_BT.flatten(), padding_N, modalities),
+            order=Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT)),
             layout=AttentionLayout.of(cpu.document_BT),
             document_BT=cpu.document_BT,
             position_BT=cpu.position_BT,

@@ -103,6 +103,8 @@ def progress_line(line: Line, modalities: tuple[str, ...], steps: int, left_s: f
     text = f"step {line['step']:>{len(str(steps))}}/{steps}  loss {losses('')}"
     if "validation/loss" in line:
         text += f"  validation {losses('validation/')}"
+    if "leaking_validation/loss" in line:
+        text += f"  leaking {_number(line['leaking_validation/loss'])}"
     speed = f"{line['tokens_per_s']:,.0f} tok/s  wait {line['data_wait']:.1%}"
     return (
         f"{text}  lr {line['lr']:.1e}  grad {line['grad_norm']:.2f}"

@@ -3,9 +3,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels.product_keys import product_key_topk, reference
+from plait.kernels import product_keys
+from plait.kernels.product_keys import best_op, product_key_topk, reference
 
-from .check import check
+from .check import check, check_op
 
 
 def scores(N, H, n):
@@ -20,6 +21,33 @@ def test_equals_the_definition(N, H, n, data):
     inputs = scores(N, H, n)
     assert torch.equal(product_key_topk(*inputs, k)[1], reference(*inputs, k)[1])
     check(lambda *x: product_key_topk(*x, k)[0], lambda *x: reference(*x, k)[0], inputs)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1024, 32), (600, 1), (700, 43), (330, 300)])
+def test_many_half_keys(n, k):
+    first, second = scores(20, 2, n)
+    first[0, 0], second[1, 1] = 1.0, first[1, 1].round()  # many equal ones
+    first[2, 0, ::2] = -torch.inf
+    picked, slots = product_key_topk(first, second, k)
+    best = [x.sort(descending=True).values[..., : min(n, 2 * k)] for x in (first, second)]
+    assert torch.equal(picked, reference(*best, k)[0])
+    assert torch.equal(first.gather(-1, slots // n) + second.gather(-1, slots % n), picked)
+    assert all(len(row.unique()) == k for row in slots.flatten(0, 1))
+
+
+def test_without_a_compiler_and_not_a_number(monkeypatch):
+    first, second = scores(9, 3, 300)
+    slots = product_key_topk(first, second, 17)[1]
+    poisoned = first.clone()
+    poisoned[4] = torch.nan
+    others = torch.arange(9) != 4
+    assert torch.equal(product_key_topk(poisoned, second, 17)[1][others], slots[others])
+    monkeypatch.setattr(product_keys, "library", lambda name: None)
+    assert torch.equal(product_key_topk(first, second, 17)[1], slots)
+
+
+def test_the_op_holds_together():
+    check_op(best_op, (*scores(5, 2, 40), 7))
 
 
 def test_a_thousand_positions_and_compilation():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plait.models.config import ModelConfig
-from plait.models.decoder import Decoder
+from plait.models.decoder import VALUES, Decoder
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
 
@@ -32,6 +32,14 @@ COMBINATIONS = {
         "untie": ("in", "out", "qkv", "norm"),
         "router_noise": 1.0,
     },
+    "auxiliary": {
+        "channels": ("experts", "memory"),
+        "experts": (3,),
+        "untie": ("qkv", "o"),
+        "expert_choice": "row",
+        "causal_choice": "auxiliary",
+    },
+    "experts_post": {"channels": ("experts",), "norm": "post", "untie": ("norm",)},
     "mot_memory": {
         "channels": ("ffn", "memory"),
         "untie": ("ffn", "o"),
@@ -112,6 +120,15 @@ def new_batch(vocabulary) -> Callable[..., Batch]:
         return replace(batch, modality_BT=table[batch.tokens_BT])
 
     return build
+
+
+def gradients(decoder: Decoder) -> dict[str, torch.Tensor | None]:
+    """All gradients by name, the table's made dense."""
+    found = {name: parameter.grad for name, parameter in decoder.named_parameters()}
+    if decoder.values is not None:
+        assert found[VALUES] is None
+        found[VALUES] = decoder.values.gradient().to_dense()
+    return found
 
 
 def empty_batch(B: int, T: int, vocabulary: Vocabulary) -> Batch:

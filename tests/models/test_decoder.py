@@ -6,9 +6,11 @@ import torch.nn.functional as F
 
 from plait.kernels import cross_entropy
 from plait.models.config import ModelConfig
-from plait.models.decoder import Decoder
+from plait.models.decoder import VALUES, Decoder
 from plait.models.plan import Plan
 from plait.tokenizers.errors import ConfigError
+
+from .conftest import CONFIGS, gradients
 
 ROWS = ((9, 14), (5, 3, 11))
 
@@ -20,16 +22,12 @@ def backward(decoder, batch) -> torch.Tensor:
 
 
 def test_tied_mot_is_dense_and_tied_mixture_of_mamba_is_mamba():
-    from .conftest import CONFIGS
-
     assert replace(CONFIGS["mot"], untie=()) == CONFIGS["dense"]
     assert not replace(CONFIGS["mixture_of_mamba"], untie=()).by_modality
 
 
 @pytest.mark.parametrize("name", ["mot", "mixture_of_mamba", "post", "hybrid", "mot_memory"])
 def test_untied_parts_with_equal_weights_are_the_shared_model(name, new_decoder, new_batch):
-    from .conftest import CONFIGS
-
     untied = new_decoder(replace(CONFIGS[name], router_noise=0)).train()
     tied = new_decoder(replace(CONFIGS[name], router_noise=0, untie=()), seed=1).train()
     state = {
@@ -40,9 +38,9 @@ def test_untied_parts_with_equal_weights_are_the_shared_model(name, new_decoder,
     batch = new_batch(ROWS, padding=3)
     torch.testing.assert_close(untied(batch), tied(batch), rtol=0, atol=1e-6)
     torch.testing.assert_close(backward(untied, batch), backward(tied, batch), rtol=1e-6, atol=0)
-    shared = dict(tied.named_parameters())
-    for name, parameter in untied.named_parameters():
-        grad, wanted = parameter.grad, shared[name].grad
+    shared = gradients(tied)
+    for name, grad in gradients(untied).items():
+        wanted = shared[name]
         if grad.shape != wanted.shape:
             grad = grad.sum(0, keepdim=True)
         torch.testing.assert_close(grad, wanted, rtol=1e-5, atol=1e-6, msg=name)
@@ -52,14 +50,14 @@ def test_absent_modality_has_a_gradient_of_zeros(config, new_decoder, new_batch)
     decoder = new_decoder(config).train()
     backward(decoder, new_batch(ROWS, padding=4, modalities=("text", "image")))
     stacked = 0
-    for name, parameter in decoder.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
+    for name, grad in gradients(decoder).items():
+        assert grad is not None, name
+        assert grad.isfinite().all(), name
         part = "norm" in name or "weight" in name or "dt_bias" in name
-        if part and len(parameter) == 3 and parameter.ndim > 1:
+        if part and len(grad) == 3 and grad.ndim > 1:
             stacked += 1
-            assert not parameter.grad[2].any(), name
-            assert parameter.grad[0].any(), name
+            assert not grad[2].any(), name
+            assert grad[0].any(), name
     assert stacked or not config.untie
 
 
@@ -102,7 +100,7 @@ def test_padding_changes_nothing(config, new_decoder, new_batch):
 def test_batch_without_targets(config, new_decoder, new_batch):
     decoder = new_decoder(config).train()
     assert not backward_sum(decoder, new_batch([(0,), (0,)], padding=7)).any()
-    assert all(p.grad is not None and not p.grad.any() for p in decoder.parameters())
+    assert all(grad is not None and not grad.any() for grad in gradients(decoder).values())
 
 
 def backward_sum(decoder, batch) -> torch.Tensor:
@@ -157,7 +155,7 @@ def test_mixed_precision(preset, new_decoder, new_batch):
     losses.sum_M.sum().backward()
     assert losses.sum_M.dtype == torch.float32
     assert losses.sum_M.sum().item() == pytest.approx(wanted, rel=0.02)
-    assert all(p.grad.isfinite().all() for p in decoder.parameters())
+    assert all(grad.isfinite().all() for grad in gradients(decoder).values())
 
 
 def test_parameter_kinds(config, new_decoder):
@@ -168,7 +166,7 @@ def test_parameter_kinds(config, new_decoder):
         bare = name.rpartition(".")[2]
         exempt = "norm" in name or bare in ("A_log", "D", "query_gain", "key_gain")
         exempt |= bare.endswith("bias")
-        assert kind == ("values" if name == "values" else "no_decay" if exempt else "decay"), name
+        assert kind == ("values" if name == VALUES else "no_decay" if exempt else "decay"), name
 
 
 def test_other_modalities_are_named(new_decoder, new_batch):

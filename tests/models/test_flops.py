@@ -64,7 +64,7 @@ def test_memory_reads_a_part_of_the_table(new_decoder):
     unread += decoder.modality_embedding.numel() + decoder.modality_head.numel()
     assert sizes["total"] - sizes["active"]["text"] == decoder.embedding.numel() + unread
     assert sum(parts) == sizes["total"]
-    assert torch.is_tensor(decoder.values)
+    assert decoder.values is not None
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda p: p.stem)

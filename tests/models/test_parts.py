@@ -14,6 +14,7 @@ from plait.models.layers import ModalityLayerNorm, ModalityNorm, rotation, softp
 from plait.models.mamba import Mamba
 from plait.models.memory import Memory
 from plait.models.plan import Plan
+from plait.models.values import ValueTable
 
 ROWS = ((6, 5), (3, 8))
 UNTIED = ("qkv", "o", "ffn", "norm")
@@ -28,6 +29,12 @@ def built(cls, config: ModelConfig) -> nn.Module:
     return part
 
 
+def table(rows: int, width: int) -> ValueTable:
+    values = ValueTable(rows, width)
+    nn.init.normal_(values.weight)
+    return values
+
+
 def context_of(plan: Plan, config: ModelConfig) -> Context:
     return Context(
         order=plan.order if config.by_modality else plan.order.unsorted(),
@@ -35,7 +42,7 @@ def context_of(plan: Plan, config: ModelConfig) -> Context:
         layout=plan.layout,
         document_BT=plan.document_BT,
         reset_BT=plan.reset_BT,
-        values_RD=torch.randn(config.memory_keys**2, config.value_dim).requires_grad_(),
+        values=table(config.memory_keys**2, config.value_dim),
     )
 
 
@@ -46,8 +53,8 @@ def compare(part: nn.Module, config: ModelConfig, batch, loop, tolerance=1e-5) -
     x_BTD = torch.randn(*batch.tokens_BT.shape, config.dim).requires_grad_()
     dy_BTD = torch.randn_like(x_BTD) * (batch.document_BT >= 0)[..., None]
     leaves = [x_BTD, *part.parameters()]
-    if isinstance(part, Memory):
-        leaves.append(context.values_RD)
+    values = context.values
+    assert values is not None
 
     def fast(x_BTD: Tensor) -> Tensor:
         y_ND = part(context.order.sort(x_BTD.flatten(0, 1)), context)
@@ -56,7 +63,16 @@ def compare(part: nn.Module, config: ModelConfig, batch, loop, tolerance=1e-5) -
     results = []
     for function in (fast, lambda x_BTD: loop(part, x_BTD, batch, context)):
         y_BTD = function(x_BTD)
-        grads = torch.autograd.grad((y_BTD * dy_BTD).sum(), leaves)
+        grads = [
+            *torch.autograd.grad(
+                (y_BTD * dy_BTD).sum(), [*leaves, values.weight], allow_unused=True
+            )
+        ]
+        if isinstance(part, Memory):
+            assert (grads[-1] is None) == (function is fast)
+            grads[-1] = values.gradient().to_dense() if function is fast else grads[-1]
+        else:
+            assert grads.pop() is None
         real_BTD = y_BTD.detach()[batch.document_BT >= 0]
         results.append([real_BTD, *grads])
     for got, wanted in zip(*results, strict=True):
@@ -153,7 +169,7 @@ def memory_loop(part: Memory, x_BTD: Tensor, batch, context) -> Tensor:
                 one, two = keys[0] @ q[0], keys[1] @ q[1]
                 scores = torch.stack([one[i] + two[j] for i in range(n) for j in range(n)])
                 best, slots = scores.topk(part.top_k)
-                read = read + (best.exp() / best.exp().sum()) @ context.values_RD[slots]
+                read = read + (best.exp() / best.exp().sum()) @ context.values.weight[slots]
             if part.gate is not None:
                 gate = part.gate @ x_D + part.gate_bias
                 read = part.out @ (read * gate * gate.sigmoid()) + part.out_bias

@@ -1,0 +1,110 @@
+/* product_keys.py's look-up, float32: the best k sums of two lists of n scores, for each row.
+ *
+ * The best k of a list are among the values that reach a bound: the k-th largest of the maxima of
+ * groups of 16 (k of these are k values, all as large). What reaches it, some 1.5 k of 1024 values,
+ * is sorted. Of two sorted lists the best sums are picked one by one: in row a of the table of sums
+ * only the next column waits, and row a + 1 has its turn after row a was picked once.
+ *
+ * Values and places are sorted as one integer, so that of equal values the first comes first, always.
+ * NaN counts as larger than all. */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define GROUP 16
+
+/* Rises with the value, and falls with the place among equal values. */
+static inline uint64_t key_of(float value, uint32_t place) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    bits ^= (bits >> 31) ? 0xffffffffu : 0x80000000u;
+    return (uint64_t)bits << 32 | (0xffffffffu - place);
+}
+
+static inline uint32_t place_of(uint64_t key) { return 0xffffffffu - (uint32_t)key; }
+
+static inline float value_of(uint64_t key) {
+    uint32_t bits = (uint32_t)(key >> 32);
+    bits ^= (bits >> 31) ? 0x80000000u : 0xffffffffu;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static int falling(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return (x < y) - (x > y);
+}
+
+static void sort_falling(uint64_t *keys, int64_t n) {
+    if (n > 256) {
+        qsort(keys, n, sizeof(uint64_t), falling);
+        return;
+    }
+    for (int64_t i = 1; i < n; i++) {
+        uint64_t key = keys[i];
+        int64_t j = i;
+        for (; j > 0 && keys[j - 1] < key; j--) keys[j] = keys[j - 1];
+        keys[j] = key;
+    }
+}
+
+/* The best k keys of n scores, falling, in room for n of them. */
+static void best_of(const float *scores, int64_t n, int64_t k, uint64_t *keys) {
+    int64_t groups = n / GROUP, count = 0;
+    uint64_t bound = 0;
+    if (groups > k) {
+        for (int64_t g = 0; g < groups; g++) {
+            const float *group = scores + g * GROUP;
+            float most = group[0];
+            for (int i = 1; i < GROUP; i++) most = group[i] > most ? group[i] : most;
+            keys[g] = key_of(most, 0xffffffffu);
+        }
+        sort_falling(keys, groups);
+        bound = keys[k - 1];
+    }
+    float least = value_of(bound);
+    for (int64_t i = 0; i < n; i++)
+        if (!bound || !(scores[i] < least)) keys[count++] = key_of(scores[i], (uint32_t)i);
+    sort_falling(keys, count);
+}
+
+/* out_scores and out_slots [rows, k], falling; scores1 and scores2 [rows, n]. */
+void best_sums(int64_t rows, int64_t n, int64_t k, int threads, const float *scores1,
+               const float *scores2, float *out_scores, int64_t *out_slots) {
+#pragma omp parallel num_threads(threads)
+    {
+        uint64_t *first = malloc(n * sizeof(uint64_t)), *second = malloc(n * sizeof(uint64_t));
+        float *value1 = malloc(k * sizeof(float)), *value2 = malloc(k * sizeof(float));
+        float *next = malloc(k * sizeof(float));
+        int64_t *column = malloc(k * sizeof(int64_t));
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            best_of(scores1 + row * n, n, k, first);
+            best_of(scores2 + row * n, n, k, second);
+            for (int64_t i = 0; i < k; i++) {
+                value1[i] = value_of(first[i]);
+                value2[i] = value_of(second[i]);
+            }
+            int64_t open = 1;
+            column[0] = 0;
+            next[0] = value1[0] + value2[0];
+            for (int64_t picked = 0; picked < k; picked++) {
+                int64_t best = 0;
+                for (int64_t a = 1; a < open; a++)
+                    if (next[a] > next[best]) best = a;
+                out_scores[row * k + picked] = next[best];
+                out_slots[row * k + picked] =
+                    (int64_t)place_of(first[best]) * n + place_of(second[column[best]]);
+                column[best]++;
+                next[best] = column[best] < k ? value1[best] + value2[column[best]] : -1.0f / 0.0f;
+                if (best == open - 1 && open < k) {
+                    column[open] = 0;
+                    next[open] = value1[open] + value2[0];
+                    open++;
+                }
+            }
+        }
+        free(first), free(second), free(value1), free(value2), free(next), free(column);
+    }
+}
