@@ -1,0 +1,198 @@
+"""Compiles every Triton kernel for GPUs that are not there: `python benchmarks/kernels_aot.py`.
+
+Prints a row a kernel and target: registers of a thread, spills to memory, shared memory, and
+whether tensor-core instructions occur. Exits 1 where a register is spilled, shared memory exceeds
+the chip's, or a product is done without tensor cores. `--targets sm_90` takes some of the targets,
+`--kernels NAME` those whose name holds the word. Nothing of speed is in these numbers.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from plait.kernels import (
+    causal_conv_triton,
+    grouped_linear_triton,
+    modality_norm_triton,
+    scan_triton,
+)
+
+KIB = 1024
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * KIB),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * KIB),
+    "sm_100": (GPUTarget("cuda", 100, 32), 227 * KIB),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * KIB),
+}
+"""Each with the shared memory that one of its blocks can have."""
+PRODUCTS = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_"
+LAUNCH = ("num_warps", "num_stages")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as its wrapper starts it."""
+
+    name: str
+    kernel: triton.JITFunction
+    constants: dict
+    """With how it is launched, and strides of 1."""
+    bfloat16: tuple[str, ...] = ()
+    """Pointers to it; the others are to float32, or as `types` says."""
+    types: dict[str, str] = field(default_factory=dict)
+    whole: str = ""
+    """Numbers that are multiples of 16."""
+    product: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the compiler made of it."""
+
+    registers: int
+    spills: int
+    shared: int
+    products: int
+    seconds: float
+
+
+def cases() -> list[Case]:
+    """All Triton kernels, at the sizes that need most."""
+    found = []
+    for name, kernel, elements in (
+        ("scan", scan_triton.forward_kernel, scan_triton.FORWARD),
+        ("scan backward", scan_triton.backward_kernel, scan_triton.BACKWARD),
+    ):
+        BI, BS = scan_triton.tile(16, elements)
+        sizes = {"BI": BI, "BS": BS, "KEPT": scan_triton.KEPT}
+        found.append(Case(name, kernel, sizes, types={"reset_ptr": "*u8"}, whole="I S"))
+    return found + linear_cases() + conv_cases() + norm_cases()
+
+
+def linear_cases() -> list[Case]:
+    """bfloat16, where tensor cores have to be used, and exact float32."""
+    module, ends = grouped_linear_triton, {"ends_ptr": "*i32"}
+    half = ("x_ptr", "w_ptr", "bias_ptr", "y_ptr", "dy_ptr", "dw_ptr")
+    sizes = module.blocks(torch.bfloat16) | {"BM": 4}
+    rows, weight = sizes | {"BIAS": True}, module.weight_blocks(torch.bfloat16)
+    exact = module.blocks(torch.float32) | {"BM": 4, "BIAS": True, "w_i": 1}
+    return [
+        Case("linear", module.rows_kernel, rows | {"w_i": 1}, half, ends, "I O w_m w_o", True),
+        Case("linear rows", module.rows_kernel, rows | {"w_o": 1}, half, ends, "I O w_m w_i", True),
+        Case("linear weight", module.weight_kernel, weight, half, ends, "I O", True),
+        Case("linear float32", module.rows_kernel, exact, (), ends, "I O w_m w_o"),
+    ]
+
+
+def conv_cases() -> list[Case]:
+    """Four taps, as Mamba has."""
+    module, types = causal_conv_triton, {"document_ptr": "*i32"}
+    half = ("x_ptr", "w_ptr", "bias_ptr", "y_ptr", "dy_ptr", "dx_ptr")
+    sizes = module.TILE | {"K": 4}
+    return [
+        Case("conv", module.forward_kernel, sizes, half, types, "I"),
+        Case("conv backward", module.backward_kernel, sizes, half, types, "I"),
+    ]
+
+
+def norm_cases() -> list[Case]:
+    """A residual stream's width and a head's."""
+    module, types = modality_norm_triton, {"ends_ptr": "*i32", "eps": "fp32"}
+    half = ("x_ptr", "w_ptr", "y_ptr", "dy_ptr", "dx_ptr")
+    found = []
+    for dim in (4096, 64):
+        sizes = module.blocks(dim) | {"BM": 4}
+        found += [
+            Case(f"norm {dim}", module.forward_kernel, sizes, half, types, "D"),
+            Case(f"norm {dim} backward", module.backward_kernel, sizes, half, types, "D"),
+        ]
+    return found
+
+
+def compiled(case: Case, target: GPUTarget) -> Facts:
+    """Compile one kernel for one target, and read what came out."""
+    start = time.perf_counter()
+    names, whole = case.kernel.arg_names, case.whole.split()
+    constants = {k: v for k, v in case.constants.items() if k not in LAUNCH}
+    signature = {n: "constexpr" if n in constants else _type(case, n) for n in names}
+    attributes = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if n not in constants and (n.endswith("_ptr") or n in whole)
+    }
+    options = {k: v for k, v in case.constants.items() if k in LAUNCH}
+    source = ASTSource(case.kernel, signature, constants, attributes)
+    built = triton.compile(source, target=target, options=options)
+    registers, spills, code = _code(built, target)
+    products = len(re.findall(PRODUCTS, code))
+    seconds = time.perf_counter() - start
+    return Facts(registers, spills, built.metadata.shared, products, seconds)
+
+
+def faults(case: Case, facts: Facts, limit: int) -> list[str]:
+    """What is wrong with it, for a chip with so much shared memory."""
+    found = [f"{facts.spills} spills"] if facts.spills else []
+    found += [f"{facts.shared} bytes of shared memory"] if facts.shared > limit else []
+    return found + (["no tensor cores"] if case.product and not facts.products else [])
+
+
+def _type(case: Case, name: str) -> str:
+    if name in case.types:
+        return case.types[name]
+    if not name.endswith("_ptr"):
+        return "i32"
+    return "*bf16" if name in case.bfloat16 else "*fp32"
+
+
+def _code(built, target: GPUTarget) -> tuple[int, int, str]:
+    """Registers of a thread, instructions that spill, and the machine code as text."""
+    if target.backend == "hip":
+        code = built.asm["amdgcn"]
+        spills = re.findall(r"\.[vs]gpr_spill_count:\s*(\d+)", code)
+        return int(re.search(r"\.vgpr_count:\s*(\d+)", code)[1]), sum(map(int, spills)), code
+    tool = next(Path(triton.__file__).parent.rglob("cuobjdump"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run(
+                [tool, flag, file.name], capture_output=True, text=True, check=True
+            ).stdout
+            for flag in ("--dump-resource-usage", "-sass")
+        )
+    spills = len(re.findall(r"\b(?:STL|LDL)\b", code))
+    return int(re.search(r"REG:(\d+)", usage)[1]), spills, code
+
+
+def main(words: list[str] | None = None) -> int:
+    """Print the table; 1 if something is wrong with a kernel."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--kernels", default="")
+    options = parser.parse_args(words)
+    print("kernel                target  registers  spills  shared KiB  tensor cores  seconds")
+    wrong = 0
+    for case in [c for c in cases() if options.kernels in c.name]:
+        for name in options.targets:
+            target, limit = TARGETS[name]
+            facts = compiled(case, target)
+            row = f"{case.name:21} {name:7} {facts.registers:9} {facts.spills:7} "
+            row += f"{facts.shared / KIB:11.1f} {facts.products:13} {facts.seconds:8.1f}"
+            found = faults(case, facts, limit)
+            wrong += bool(found)
+            print(row + "  WRONG: " * bool(found) + ", ".join(found), flush=True)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
