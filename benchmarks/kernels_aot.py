@@ -25,6 +25,7 @@ from plait.kernels import (
     grouped_linear_triton,
     modality_norm_triton,
     scan_triton,
+    value_table_triton,
 )
 
 KIB = 1024
@@ -76,7 +77,7 @@ def cases() -> list[Case]:
         BI, BS = scan_triton.tile(16, elements)
         sizes = {"BI": BI, "BS": BS, "KEPT": scan_triton.KEPT}
         found.append(Case(name, kernel, sizes, types={"reset_ptr": "*u8"}, whole="I S"))
-    return found + linear_cases() + conv_cases() + norm_cases()
+    return found + linear_cases() + conv_cases() + norm_cases() + table_cases()
 
 
 def linear_cases() -> list[Case]:
@@ -117,6 +118,21 @@ def norm_cases() -> list[Case]:
             Case(f"norm {dim} backward", module.backward_kernel, sizes, half, types, "D"),
         ]
     return found
+
+
+def table_cases() -> list[Case]:
+    """Rows of the width of a memory layer, and of the widest kind."""
+    module, numbers = value_table_triton, ("scale", "left1", "left2", "eps")
+    types = dict.fromkeys(("order_ptr", "first_ptr", "row_ptr"), "*i64")
+    types |= dict.fromkeys(numbers, "fp32")
+    half, sizes = ("dy_ptr", "weight_ptr", "values_ptr"), module.blocks(1024)
+    gradients, squares = sizes | {"SQUARES": False}, sizes | {"SQUARES": True}
+    return [
+        Case("rows", module.gradients_kernel, gradients, (*half, "out_ptr"), types, "D"),
+        Case("rows squares", module.gradients_kernel, squares, half, types, "D"),
+        Case("rows adam", module.adam_kernel, sizes, half, types, "D"),
+        Case("rows adam 8192", module.adam_kernel, module.blocks(8192), half, types, "D"),
+    ]
 
 
 def compiled(case: Case, target: GPUTarget) -> Facts:

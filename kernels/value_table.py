@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, triton_runs
 from plait.kernels.compile_c import call, library
 
 CHUNK = 256
 """Positions whose rows are gathered at once where there is no compiler."""
+WIDEST = 8192
+"""Widest row of the Triton kernels: it is held in registers."""
 
 
 def weighted_bag(
@@ -136,6 +138,11 @@ class RowAdam:
 
 def gradient_norm(rows: Rows) -> float:
     """The norm of the table's gradient."""
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        square_U = value_table_triton.row_squares(_parts(rows), rows.reads)
+        return math.sqrt(float(square_U.double().sum()))
     if not _compiled(rows.dy_ND, rows.weight_P):
         return float(rows.gradients().double().square().sum().sqrt())
     square_U = torch.empty(len(rows.row_U), dtype=torch.float64)
@@ -166,9 +173,20 @@ def adam_rows(
         state = (values_RD, mean_RD, square_R, reads_R)
         call("value_table", "adam_rows", sizes, (*_parts(rows), *tail, *state))
         return
-    row_U, gradient_UD = rows.row_U, rows.gradients().float() * numbers.scale
+    row_U = rows.row_U
     reads_R[row_U] += 1
     t_U = reads_R[row_U].double()
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        corrections = numbers.lr / (1 - numbers.beta1**t_U), 1 / (1 - numbers.beta2**t_U)
+        number = (numbers.scale, 1 - numbers.beta1, 1 - numbers.beta2, numbers.eps)
+        value_table_triton.adam_rows(
+            _parts(rows), rows.reads, row_U, kept_U.float(), tuple(x.float() for x in corrections),
+            (values_RD, mean_RD, square_R), number,
+        )  # fmt: skip
+        return
+    gradient_UD = rows.gradients().float() * numbers.scale
     square_U = square_R[row_U].lerp(gradient_UD.square().mean(1), 1 - numbers.beta2)
     mean_UD = mean_RD[row_U].lerp(gradient_UD, 1 - numbers.beta1)
     square_R[row_U], mean_RD[row_U] = square_U, mean_UD
@@ -264,6 +282,10 @@ def index_op(index_P: Tensor, table_rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _row_gradients(rows: Rows, dy_ND: Tensor) -> Tensor:
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        return value_table_triton.row_gradients(_parts(rows), rows.reads)
     if _compiled(dy_ND, rows.weight_P):
         out_UD = dy_ND.new_empty(len(rows.row_U), dy_ND.shape[1])
         call("value_table", "bag_rows", (len(out_UD), rows.reads, out_UD.shape[1]),
@@ -287,3 +309,10 @@ def _compiled(*tensors: Tensor) -> bool:
     """Whether value_table.c serves: float32 on a CPU."""
     plain = all(x.device.type == "cpu" and x.dtype is torch.float32 for x in tensors)
     return plain and library("value_table") is not None
+
+
+def _triton(rows: Rows) -> bool:
+    """Whether value_table_triton.py serves."""
+    x_ND = rows.dy_ND
+    fast = triton_runs(x_ND.device.type, x_ND.dtype) and x_ND.shape[1] <= WIDEST
+    return fast and choose("value_table rows", "triton") == "triton"
