@@ -24,6 +24,8 @@ from plait.kernels import (
     causal_conv_triton,
     grouped_linear_triton,
     modality_norm_triton,
+    nearest_code_triton,
+    patch_pool_triton,
     scan_triton,
     value_table_triton,
 )
@@ -77,7 +79,10 @@ def cases() -> list[Case]:
         BI, BS = scan_triton.tile(16, elements)
         sizes = {"BI": BI, "BS": BS, "KEPT": scan_triton.KEPT}
         found.append(Case(name, kernel, sizes, types={"reset_ptr": "*u8"}, whole="I S"))
-    return found + linear_cases() + conv_cases() + norm_cases() + table_cases()
+    nearest = nearest_code_triton
+    types = {"code_ptr": "*i64"}
+    found.append(Case("nearest code", nearest.nearest_kernel, nearest.TILE, (), types, "K D"))
+    return found + linear_cases() + conv_cases() + norm_cases() + table_cases() + pool_cases()
 
 
 def linear_cases() -> list[Case]:
@@ -132,6 +137,16 @@ def table_cases() -> list[Case]:
         Case("rows squares", module.gradients_kernel, squares, half, types, "D"),
         Case("rows adam", module.adam_kernel, sizes, half, types, "D"),
         Case("rows adam 8192", module.adam_kernel, module.blocks(8192), half, types, "D"),
+    ]
+
+
+def pool_cases() -> list[Case]:
+    """Maxima, which do more than means."""
+    module, types = patch_pool_triton, {"first_ptr": "*i64"}
+    half, sizes = ("x_ptr", "y_ptr", "dy_ptr", "dx_ptr"), module.TILE | {"MEAN": False}
+    return [
+        Case("patch pool", module.forward_kernel, sizes, half, types, "D"),
+        Case("patch pool backward", module.backward_kernel, sizes, half, types, "D"),
     ]
 
 

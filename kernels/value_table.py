@@ -179,10 +179,11 @@ def adam_rows(
     if _triton(rows):
         from plait.kernels import value_table_triton
 
-        corrections = numbers.lr / (1 - numbers.beta1**t_U), 1 / (1 - numbers.beta2**t_U)
+        rate_U = (numbers.lr / (1 - numbers.beta1**t_U)).float()
+        unbias_U = (1 / (1 - numbers.beta2**t_U)).float()
         number = (numbers.scale, 1 - numbers.beta1, 1 - numbers.beta2, numbers.eps)
         value_table_triton.adam_rows(
-            _parts(rows), rows.reads, row_U, kept_U.float(), tuple(x.float() for x in corrections),
+            _parts(rows), rows.reads, row_U, kept_U.float(), (rate_U, unbias_U),
             (values_RD, mean_RD, square_R), number,
         )  # fmt: skip
         return

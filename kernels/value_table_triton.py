@@ -4,7 +4,7 @@ A program takes one row that was read and walks over its places in the order of 
 `BP` at a time: no atomics, the same result at every run. The step makes the gradient again where it
 is used, so the gradients of all rows are never in memory at once. Letters: as value_table.py.
 """
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
 
 import torch
 import triton
