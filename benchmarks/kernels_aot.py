@@ -2,8 +2,9 @@
 
 Prints a row a kernel and target: registers of a thread, spills to memory, shared memory, and
 whether tensor-core instructions occur. Exits 1 where a register is spilled, shared memory exceeds
-the chip's, or a product is done without tensor cores. `--targets sm_90` takes some of the targets,
-`--kernels NAME` those whose name holds the word. Nothing of speed is in these numbers.
+the chip's, memory is added to atomically, or a product is done without tensor cores.
+`--targets sm_90` takes some of the targets, `--kernels NAME` those whose name holds the word.
+Nothing of speed is in these numbers.
 """
 
 import argparse
@@ -23,10 +24,12 @@ from triton.compiler import ASTSource
 from plait.kernels import (
     causal_conv_triton,
     grouped_linear_triton,
+    modality_norm,
     modality_norm_triton,
     nearest_code_triton,
     patch_pool_triton,
     scan_triton,
+    value_table,
     value_table_triton,
 )
 
@@ -38,6 +41,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * KIB),
 }
 """Each with the shared memory that one of its blocks can have."""
+ATOMICS = r"\b(?:ATOM|ATOMG|RED)\b|_atomic_"
 PRODUCTS = r"\b(?:HMMA|HGMMA|UTCHMMA|UTCQMMA)\b|v_mfma_"
 LAUNCH = ("num_warps", "num_stages")
 
@@ -66,6 +70,7 @@ class Facts:
     spills: int
     shared: int
     products: int
+    atomics: int
     seconds: float
 
 
@@ -86,17 +91,31 @@ def cases() -> list[Case]:
 
 
 def linear_cases() -> list[Case]:
-    """bfloat16, where tensor cores have to be used, and exact float32."""
+    """bfloat16 and tf32, where tensor cores have to be used, widths of any size, exact float32."""
     module, ends = grouped_linear_triton, {"ends_ptr": "*i32"}
     half = ("x_ptr", "w_ptr", "bias_ptr", "y_ptr", "dy_ptr", "dw_ptr")
-    sizes = module.blocks(torch.bfloat16) | {"BM": 4}
-    rows, weight = sizes | {"BIAS": True}, module.weight_blocks(torch.bfloat16)
-    exact = module.blocks(torch.float32) | {"BM": 4, "BIAS": True, "w_i": 1}
+    bf16, fp32, rows, weight = (
+        torch.bfloat16,
+        torch.float32,
+        module.rows_kernel,
+        module.weight_kernel,
+    )
+    sizes, odd = ({"BM": 64, "BIAS": True} | module.blocks(bf16, size) for size in (16, 3))
+    by_o, by_i = "I O w_m w_o", "I O w_m w_i"
+    exact = {"BM": 64, "BIAS": True, "w_i": 1} | module.blocks(fp32)
+    tf32 = exact | {"BI": 32, "PRECISION": "tf32"}
+    tf32_weight = module.weight_blocks(fp32) | {"BN": 32, "PRECISION": "tf32"}
     return [
-        Case("linear", module.rows_kernel, rows | {"w_i": 1}, half, ends, "I O w_m w_o", True),
-        Case("linear rows", module.rows_kernel, rows | {"w_o": 1}, half, ends, "I O w_m w_i", True),
-        Case("linear weight", module.weight_kernel, weight, half, ends, "I O", True),
-        Case("linear float32", module.rows_kernel, exact, (), ends, "I O w_m w_o"),
+        Case("linear", rows, sizes | {"w_i": 1}, half, ends, by_o, True),
+        Case("linear rows", rows, sizes | {"w_o": 1}, half, ends, by_i, True),
+        Case("linear weight", weight, module.weight_blocks(bf16, 16), half, ends, "I O", True),
+        Case("linear odd", rows, odd | {"w_i": 1}, half, ends, "", True),
+        Case("linear odd rows", rows, odd | {"w_o": 1}, half, ends, "", True),
+        Case("linear odd weight", weight, module.weight_blocks(bf16, 3), half, ends, "", True),
+        Case("linear tf32", rows, tf32, (), ends, "", True),
+        Case("linear tf32 weight", weight, tf32_weight, (), ends, "", True),
+        Case("linear float32", rows, exact, (), ends, by_o),
+        Case("linear float32 weight", weight, module.weight_blocks(fp32), (), ends, "I O"),
     ]
 
 
@@ -112,11 +131,11 @@ def conv_cases() -> list[Case]:
 
 
 def norm_cases() -> list[Case]:
-    """A residual stream's width and a head's."""
+    """The widest row and a head's."""
     module, types = modality_norm_triton, {"ends_ptr": "*i32", "eps": "fp32"}
     half = ("x_ptr", "w_ptr", "y_ptr", "dy_ptr", "dx_ptr")
     found = []
-    for dim in (4096, 64):
+    for dim in (modality_norm.WIDEST, 64):
         sizes = module.blocks(dim) | {"BM": 4}
         found += [
             Case(f"norm {dim}", module.forward_kernel, sizes, half, types, "D"),
@@ -126,17 +145,17 @@ def norm_cases() -> list[Case]:
 
 
 def table_cases() -> list[Case]:
-    """Rows of the width of a memory layer, and of the widest kind."""
+    """Rows of the width of a memory layer; Adam for the widest."""
     module, numbers = value_table_triton, ("scale", "left1", "left2", "eps")
     types = dict.fromkeys(("order_ptr", "first_ptr", "row_ptr"), "*i64")
     types |= dict.fromkeys(numbers, "fp32")
     half, sizes = ("dy_ptr", "weight_ptr", "values_ptr"), module.blocks(1024)
+    widest = module.blocks(value_table.WIDEST)
     gradients, squares = sizes | {"SQUARES": False}, sizes | {"SQUARES": True}
     return [
         Case("rows", module.gradients_kernel, gradients, (*half, "out_ptr"), types, "D"),
         Case("rows squares", module.gradients_kernel, squares, half, types, "D"),
-        Case("rows adam", module.adam_kernel, sizes, half, types, "D"),
-        Case("rows adam 8192", module.adam_kernel, module.blocks(8192), half, types, "D"),
+        Case("rows adam", module.adam_kernel, widest, half, types, "D"),
     ]
 
 
@@ -165,14 +184,15 @@ def compiled(case: Case, target: GPUTarget) -> Facts:
     source = ASTSource(case.kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
     registers, spills, code = _code(built, target)
-    products = len(re.findall(PRODUCTS, code))
+    products, atomics = (len(re.findall(pattern, code)) for pattern in (PRODUCTS, ATOMICS))
     seconds = time.perf_counter() - start
-    return Facts(registers, spills, built.metadata.shared, products, seconds)
+    return Facts(registers, spills, built.metadata.shared, products, atomics, seconds)
 
 
 def faults(case: Case, facts: Facts, limit: int) -> list[str]:
     """What is wrong with it, for a chip with so much shared memory."""
     found = [f"{facts.spills} spills"] if facts.spills else []
+    found += [f"{facts.atomics} atomics"] if facts.atomics else []
     found += [f"{facts.shared} bytes of shared memory"] if facts.shared > limit else []
     return found + (["no tensor cores"] if case.product and not facts.products else [])
 

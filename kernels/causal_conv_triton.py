@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.kernels.groups_triton import on_device
 
-TILE = {"BT": 32, "BI": 128}
+TILE = {"BT": 32, "BI": 128, "num_warps": 8}
 
 
 @triton.jit

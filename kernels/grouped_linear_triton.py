@@ -77,7 +77,7 @@ def rows(x_ND: Tensor, w_MOD: Tensor, bias_MO: Tensor | None, counts: Sequence[i
     """[N, O]; x contiguous, w with any strides."""
     (N, I), (M, O, _) = x_ND.shape, w_MOD.shape
     y_NO = x_ND.new_empty(N, O)
-    sizes = blocks(x_ND.dtype)
+    sizes = blocks(x_ND.dtype, I, O, *w_MOD.stride())
     if N and O:
         grid = (triton.cdiv(O, sizes["BO"]), sum(tiles(counts, sizes["BN"])))
         inputs = (x_ND, w_MOD, x_ND if bias_MO is None else bias_MO, y_NO)
@@ -93,7 +93,7 @@ def weight(dy_NO: Tensor, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
     """The weights' gradient [M, O, I]; contiguous inputs."""
     (_, O), I, M = dy_NO.shape, x_ND.shape[1], len(counts)
     dw_MOI = x_ND.new_empty(M, O, I)
-    sizes = weight_blocks(x_ND.dtype)
+    sizes = weight_blocks(x_ND.dtype, I, O)
     grid = (triton.cdiv(I, sizes["BI"]), triton.cdiv(O, sizes["BO"]), M)
     if O and I:
         with on_device(x_ND):
@@ -103,17 +103,22 @@ def weight(dy_NO: Tensor, x_ND: Tensor, counts: Sequence[int]) -> Tensor:
     return dw_MOI
 
 
-def blocks(dtype: torch.dtype) -> dict[str, int | str]:
-    """Sizes of a program's tile and how it runs; its shared memory is within every chip's."""
+def blocks(dtype: torch.dtype, *sizes: int) -> dict[str, int | str]:
+    """Sizes of a program's tile and how it runs, for widths and strides of such `sizes`.
+
+    Registers and shared memory suffice on every chip that benchmarks/kernels_aot.py knows.
+    """
+    small = {"BN": 64, "BO": 64, "BI": 32, "num_warps": 4, "num_stages": 3}
     if dtype is torch.float32:
-        exact = torch.get_float32_matmul_precision() == "highest"
-        sizes = {"BN": 64, "BO": 64, "BI": 32, "num_warps": 4, "num_stages": 3}
-        return {"PRECISION": "ieee" if exact else "tf32", **sizes}
-    sizes = {"BN": 128, "BO": 128, "BI": 64, "num_warps": 8, "num_stages": 3}
-    return {"PRECISION": "tf32", **sizes}
+        exact = torch.get_float32_matmul_precision() == "highest" or torch.version.hip is not None
+        return {**small, "PRECISION": "ieee", "BI": 16} if exact else {**small, "PRECISION": "tf32"}
+    if any(size % 16 for size in sizes if size != 1):  # each element has its own address
+        return {**small, "PRECISION": "ieee"}
+    large = {"BN": 128, "BO": 128, "BI": 64, "num_warps": 8, "num_stages": 3}
+    return {**large, "PRECISION": "ieee"}
 
 
-def weight_blocks(dtype: torch.dtype) -> dict[str, int | str]:
+def weight_blocks(dtype: torch.dtype, *sizes: int) -> dict[str, int | str]:
     """The same for the weights' gradient, whose sum is over rows and not over inputs."""
-    sizes = blocks(dtype)
-    return {**sizes, "BN": sizes["BI"], "BI": sizes["BN"]}
+    found = blocks(dtype, *sizes)
+    return {**found, "BN": found["BI"], "BI": found["BN"]}

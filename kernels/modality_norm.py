@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.kernels.choose import choose, constant, triton_runs
 
-WIDEST = 16384
+WIDEST = 8192
 """Widest row of the Triton kernel: it is held in registers."""
 
 

@@ -40,13 +40,15 @@ def reference(x_ND: Tensor, first_P1: Tensor, reduce: Reduce) -> Tensor:
     """The definition: rows added or compared at their patch."""
     length_P, D = first_P1.diff(), x_ND.shape[1]
     patch_N = torch.repeat_interleave(length_P, output_size=len(x_ND))
-    empty_PD = x_ND.new_zeros(len(length_P), D)
     if reduce == "mean":
         wide = torch.promote_types(x_ND.dtype, torch.float32)
-        sum_PD = empty_PD.to(wide).index_add(0, patch_N, x_ND.to(wide))
+        zero_PD = x_ND.new_zeros(len(length_P), D, dtype=wide)
+        sum_PD = zero_PD.index_add(0, patch_N, x_ND.to(wide))
         return (sum_PD / length_P.clamp(min=1)[:, None]).to(x_ND.dtype)
-    index_ND = patch_N[:, None].expand(-1, D)
-    return empty_PD.scatter_reduce(0, index_ND, x_ND, "amax", include_self=False)
+    # not from zeros, which torch would give a share of the gradient where the maximum is 0
+    least_PD = x_ND.new_full((len(length_P), D), -torch.inf)
+    most_PD = least_PD.scatter_reduce(0, patch_N[:, None].expand(-1, D), x_ND, "amax")
+    return torch.where(length_P[:, None] > 0, most_PD, 0)
 
 
 @constant

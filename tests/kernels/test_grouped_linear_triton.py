@@ -34,12 +34,13 @@ def test_equals_the_definition(counts, width, outputs, bias):
 
 
 @interpreted
-def test_bfloat16_is_within_a_rounding_of_float32():
+@pytest.mark.parametrize(("width", "outputs"), [(70, 133), (80, 144)])
+def test_bfloat16_is_within_a_rounding_of_float32(width, outputs):
     counts = (130, 0, 9)
     check_bfloat16(
         lambda x, w, b: linear_op(fence(x), w, b, list(counts), "triton"),
         lambda x, w, b: reference(x, w, counts, b),
-        inputs(counts, 70, 133),
+        inputs(counts, width, outputs),
     )
 
 

@@ -51,4 +51,4 @@ def test_refuses_counts_that_do_not_fit():
 def test_the_choice():
     assert module._fastest("cpu", torch.float32, 64) == "reference"
     assert module._fastest("cuda", torch.float64, 64) == "reference"
-    assert module._fastest("cuda", torch.float32, 1 << 15) == "reference"
+    assert module._fastest("cuda", torch.float32, module.WIDEST + 1) == "reference"

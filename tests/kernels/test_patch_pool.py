@@ -37,6 +37,12 @@ def test_equals_a_loop(lengths, D, reduce):
     check(lambda x: patch_pool(x, first, reduce), lambda x: by_patch(x, first, reduce), [x])
 
 
+def test_equal_rows_share_the_gradient_also_of_a_maximum_of_zero():
+    x = torch.tensor([-1.0, 0.0, 0.0, 5.0, 5.0, 5.0])[:, None].requires_grad_()
+    patch_pool(x, torch.tensor([0, 3, 6]), "max").sum().backward()
+    torch.testing.assert_close(x.grad.flatten(), torch.tensor([0, 1 / 2, 1 / 2, *[1 / 3] * 3]))
+
+
 @pytest.mark.parametrize("reduce", ["mean", "max"])
 def test_compiles(reduce):
     x, first = inputs([3, 0, 2], 4)
