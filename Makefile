@@ -4,13 +4,20 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PIP := $(VENV)/bin/python -m pip install --only-binary :all: --editable
 
-.PHONY: demo test lint clean
+.PHONY: demo test kernels-interpreted kernels-aot lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/plait demo --out demo
 
 test: $(INSTALLED_DEV)
 	GOMP_SPINCOUNT=1000 $(VENV)/bin/python -m pytest
+
+# Triton without a GPU: both are part of `test` too, in processes of their own
+kernels-interpreted: $(INSTALLED_DEV)
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest tests/kernels/test_*triton*.py
+
+kernels-aot: $(INSTALLED_DEV)
+	PYTHONPATH=.package $(VENV)/bin/python benchmarks/kernels_aot.py
 
 lint: $(INSTALLED_DEV)
 	$(VENV)/bin/ruff check .

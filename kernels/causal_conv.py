@@ -2,15 +2,16 @@
 
 Special here: where the document of the position `j` back is another one, the tap reads zero, so a
 packed row equals its documents alone. On a CPU one C loop does it in place of a dozen passes over
-memory; else it is the definition, shifts and masks. Letters: models/README.md; here `I` is the
-width and `K` the number of taps, of which the last is the position's own.
+memory, on a GPU one Triton kernel; else it is the definition, shifts and masks. Letters:
+models/README.md; here `I` is the width and `K` the number of taps, of which the last is the
+position's own.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose, constant
+from plait.kernels.choose import choose, constant, triton_runs
 from plait.kernels.compile_c import call, library, sum_in_order
 
 STEPS = 64
@@ -29,11 +30,12 @@ def causal_conv(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor
     shapes = tuple(w_IK.shape[:1]), tuple(bias_I.shape), tuple(document_BT.shape)
     if w_IK.ndim != 2 or shapes != (x_BTI.shape[2:], x_BTI.shape[2:], x_BTI.shape[:2]):
         raise ValueError(f"x {tuple(x_BTI.shape)}, w, bias and document {shapes} disagree")
-    plain = all(x.dtype is torch.float32 for x in (x_BTI, w_IK, bias_I))
-    if choose("causal_conv", _fastest(x_BTI.device.type, plain)) == "reference":
+    dtype = x_BTI.dtype if x_BTI.dtype == w_IK.dtype == bias_I.dtype else None
+    path = choose("causal_conv", _fastest(x_BTI.device.type, dtype))
+    if path == "reference":
         return reference(x_BTI, w_IK, bias_I, document_BT)
     document_BT = document_BT.to(torch.int32).contiguous()
-    return conv_op(x_BTI.contiguous(), w_IK.T.contiguous(), bias_I.contiguous(), document_BT)
+    return conv_op(x_BTI.contiguous(), w_IK.T.contiguous(), bias_I.contiguous(), document_BT, path)
 
 
 def causal_conv_step(
@@ -58,22 +60,33 @@ def reference(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor) 
 
 
 @constant
-def _fastest(device: str, float32: bool) -> str:
-    ready = device == "cpu" and float32 and library("causal_conv") is not None
+def _fastest(device: str, dtype: torch.dtype | None) -> str:
+    """Of one precision, or None where x, w and bias differ."""
+    if dtype is not None and triton_runs(device, dtype):
+        return "triton"
+    ready = device == "cpu" and dtype is torch.float32 and library("causal_conv") is not None
     return "c" if ready else "reference"
 
 
 @torch.library.custom_op("plait::causal_conv", mutates_args=())
-def conv_op(x: Tensor, w: Tensor, bias: Tensor, document: Tensor) -> Tensor:
-    """y [B, T, I] of w [K, I] and int32 documents; contiguous float32 inputs."""
+def conv_op(x: Tensor, w: Tensor, bias: Tensor, document: Tensor, path: str) -> Tensor:
+    """y [B, T, I] of w [K, I] and int32 documents; contiguous inputs, float32 in C."""
+    if path == "triton":
+        from plait.kernels import causal_conv_triton
+
+        return causal_conv_triton.forward(x, w, bias, document)
     y_BTI = torch.empty_like(x)
     call("causal_conv", "conv_forward", (*x.shape, len(w)), (x, w, bias, document, y_BTI))
     return y_BTI
 
 
 @torch.library.custom_op("plait::causal_conv_backward", mutates_args=())
-def conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, document: Tensor) -> list[Tensor]:
+def conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, document: Tensor, path: str) -> list[Tensor]:
     """Gradients of x, w and bias."""
+    if path == "triton":
+        from plait.kernels import causal_conv_triton
+
+        return causal_conv_triton.backward(dy.contiguous(), x, w, document)
     B, T, I = x.shape
     parts = B * -(-T // STEPS)
     dx_BTI, dw_GKI = torch.empty_like(x), w.new_empty(parts, *w.shape)
@@ -84,22 +97,22 @@ def conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, document: Tensor) -> list
 
 
 @conv_op.register_fake
-def _(x, w, bias, document):
+def _(x, w, bias, document, path):
     return torch.empty_like(x)
 
 
 @conv_backward_op.register_fake
-def _(dy, x, w, document):
+def _(dy, x, w, document, path):
     return [torch.empty_like(x), torch.empty_like(w), w.new_empty(w.shape[1])]
 
 
 def _save(ctx, inputs, output) -> None:
-    x, w, _, document = inputs
+    x, w, _, document, ctx.path = inputs
     ctx.save_for_backward(x, w, document)
 
 
 def _differentiate(ctx, dy):
-    return (*conv_backward_op(dy, *ctx.saved_tensors), None)
+    return (*conv_backward_op(dy, *ctx.saved_tensors, ctx.path), None, None)
 
 
 conv_op.register_autograd(_differentiate, setup_context=_save)

@@ -4,11 +4,15 @@
 call; inside `torch.compile` it is read when the function is traced.
 """
 
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("plait.kernels")
 Function = TypeVar("Function", bound=Callable)
@@ -37,6 +41,12 @@ def choose(op: str, fast: str) -> str:
     path = forced or fast
     _log_once(op, path)
     return path
+
+
+def triton_runs(device: str, dtype: "torch.dtype") -> bool:
+    """Whether Triton's kernels serve: float32 or bfloat16 on CUDA or ROCm, and triton is there."""
+    served = device == "cuda" and str(dtype) in ("torch.float32", "torch.bfloat16")
+    return served and importlib.util.find_spec("triton") is not None
 
 
 @cache

@@ -2,8 +2,9 @@
 
 Special here: each modality's segment is one matrix product written in place into its part of the
 output, so the whole runs at the rate of one dense product (facts: 0.96 to 1.2 of it), forward and
-backward, and nothing is concatenated. The counts are Python integers: no device is asked for them.
-An absent modality's weight gets a gradient of exact zeros. Letters: models/README.md; `O` outputs.
+backward, and nothing is concatenated. On GPUs one kernel takes all segments; `_fastest` says which.
+The counts are Python integers: no device is asked for them. An absent modality's weight gets a
+gradient of exact zeros. Letters: models/README.md; `O` outputs.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, constant, triton_runs
 
 
 def grouped_linear(
@@ -31,13 +32,36 @@ def grouped_linear(
         raise ValueError(f"counts {counts} for {len(x_ND)} rows and {len(w_MOD)} modalities")
     if len(w_MOD) == 1:
         return F.linear(x_ND, w_MOD[0], None if bias_MO is None else bias_MO[0])
-    if choose("grouped_linear", "products in place") == "reference":
-        return reference(x_ND, w_MOD, counts, bias_MO)
     if torch.is_autocast_enabled(x_ND.device.type):
         dtype = torch.get_autocast_dtype(x_ND.device.type)
         x_ND, w_MOD = x_ND.to(dtype), w_MOD.to(dtype)
         bias_MO = None if bias_MO is None else bias_MO.to(dtype)
-    return _GroupedLinear.apply(x_ND, w_MOD, counts, bias_MO)
+    dtype = x_ND.dtype if x_ND.dtype == w_MOD.dtype else None
+    sizes = (*w_MOD.shape[1:], 0 if bias_MO is None else 1)
+    path = choose("grouped_linear", _fastest(x_ND.device.type, dtype, sizes))
+    if path == "reference":
+        return reference(x_ND, w_MOD, counts, bias_MO)
+    if path == "products in place":
+        return _GroupedLinear.apply(x_ND, w_MOD, counts, bias_MO)
+    return linear_op(x_ND.contiguous(), w_MOD, bias_MO, list(counts), path)
+
+
+@constant
+def _fastest(device: str, dtype: torch.dtype | None, sizes: tuple[int, ...]) -> str:
+    """Products in place on CPUs, and where exact float32 is wanted, which is no tensor cores' work.
+
+    torch's `grouped_mm` is one kernel for bfloat16 from compute capability 9.0 on: without bias,
+    and of rows of whole 16 bytes. Elsewhere it asks the device for the ends, and Triton's runs.
+    `sizes` are outputs, inputs and 0 or 1 for a bias; the dtype is None where x and w differ.
+    """
+    if dtype is None or not triton_runs(device, dtype):
+        return "products in place"
+    if dtype is torch.float32:
+        exact = torch.get_float32_matmul_precision() == "highest"
+        return "products in place" if exact else "triton"
+    nvidia = torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+    whole = all(size % 8 == 0 for size in sizes[:2])
+    return "grouped_mm" if nvidia and whole and not sizes[2] else "triton"
 
 
 def reference(
@@ -79,6 +103,55 @@ class _GroupedLinear(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[3]:
             dbias_MO = torch.stack([part_NO.sum(0) for part_NO in dy_NO.split(ctx.counts)])
         return dx_ND, dw_MOD, None, dbias_MO
+
+
+@torch.library.custom_op("plait::grouped_linear", mutates_args=())
+def linear_op(x: Tensor, w: Tensor, bias: Tensor | None, counts: list[int], path: str) -> Tensor:
+    """y [N, O]; x contiguous, w [M, O, I] with any strides."""
+    from plait.kernels import grouped_linear_triton, groups_triton
+
+    if path == "triton" or not len(x):
+        return grouped_linear_triton.rows(x, w, bias, counts)
+    return F.grouped_mm(x, w.mT, offs=groups_triton.ends(tuple(counts), x.device))
+
+
+@torch.library.custom_op("plait::grouped_linear_weight", mutates_args=())
+def weight_op(dy: Tensor, x: Tensor, counts: list[int]) -> Tensor:
+    """The weights' gradient [M, O, I]; contiguous inputs."""
+    from plait.kernels import grouped_linear_triton
+
+    return grouped_linear_triton.weight(dy, x, counts)
+
+
+@linear_op.register_fake
+def _(x, w, bias, counts, path):
+    return x.new_empty(x.shape[0], w.shape[1])
+
+
+@weight_op.register_fake
+def _(dy, x, counts):
+    return x.new_empty(len(counts), dy.shape[1], x.shape[1])
+
+
+def _save(ctx, inputs, output) -> None:
+    x, w, bias, ctx.counts, ctx.path = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, w)
+
+
+def _differentiate(ctx, dy_NO):
+    x_ND, w_MOD = ctx.saved_tensors
+    dy_NO, dx_ND, dw_MOD, dbias_MO = dy_NO.contiguous(), None, None, None
+    if ctx.needs_input_grad[0]:
+        dx_ND = linear_op(dy_NO, w_MOD.mT, None, ctx.counts, ctx.path)
+    if ctx.needs_input_grad[1]:
+        dw_MOD = weight_op(dy_NO, x_ND, ctx.counts)
+    if ctx.has_bias and ctx.needs_input_grad[2]:
+        dbias_MO = torch.stack([part_NO.sum(0) for part_NO in dy_NO.split(ctx.counts)])
+    return dx_ND, dw_MOD, dbias_MO, None, None
+
+
+linear_op.register_autograd(_differentiate, setup_context=_save)
 
 
 def _segments(counts: Sequence[int]) -> list[tuple[int, slice]]:

@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, triton_runs
 from plait.kernels.compile_c import call, library
 
 CHUNK = 256
 """Positions whose rows are gathered at once where there is no compiler."""
+WIDEST = 8192
+"""Widest row of the Triton kernels: it is held in registers."""
 
 
 def weighted_bag(
@@ -135,6 +137,10 @@ class RowAdam:
 
 def row_squares(rows: Rows) -> Tensor:
     """The sum of squares of each row's gradient, float64 [U]."""
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        return value_table_triton.row_squares(_parts(rows), rows.reads).double()
     if not _compiled(rows.dy_ND, rows.weight_P):
         return rows.gradients().double().square().sum(1)
     square_U = torch.empty(len(rows.row_U), dtype=torch.float64)
@@ -167,15 +173,24 @@ def adam_rows(
         state = (values_RD, mean_RD, square_R, reads_R)
         call("value_table", "adam_rows", sizes, (*_parts(rows), *tail, *state))
         return
-    row_U, gradient_UD = rows.row_U, rows.gradients().float() * numbers.scale
+    row_U = rows.row_U
     reads_R[row_U] += 1
     t_U = reads_R[row_U].double()
-    fresh_U = (fresh_U * numbers.scale**2).float()
-    square_U = square_R[row_U].lerp(fresh_U, 1 - numbers.beta2)
-    mean_UD = mean_RD[row_U].lerp(gradient_UD, 1 - numbers.beta1)
-    square_R[row_U], mean_RD[row_U] = square_U, mean_UD
+    square_U = square_R[row_U].lerp((fresh_U * numbers.scale**2).float(), 1 - numbers.beta2)
+    square_R[row_U] = square_U
     deviation_U = (square_U / (1 - numbers.beta2**t_U).float()).sqrt() + numbers.eps
     rate_U = (numbers.lr / (1 - numbers.beta1**t_U)).float() / deviation_U
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        parts, reads = _parts(rows), rows.reads
+        number = (numbers.scale, 1 - numbers.beta1)
+        by_row = (row_U, kept_U.float(), rate_U)
+        value_table_triton.adam_rows(parts, reads, by_row, (values_RD, mean_RD), number)
+        return
+    gradient_UD = rows.gradients().float() * numbers.scale
+    mean_UD = mean_RD[row_U].lerp(gradient_UD, 1 - numbers.beta1)
+    mean_RD[row_U] = mean_UD
     moved_UD = kept_U[:, None] * values_RD[row_U].float() - rate_U[:, None] * mean_UD
     values_RD[row_U] = moved_UD.to(values_RD.dtype)
 
@@ -266,6 +281,10 @@ def index_op(index_P: Tensor, table_rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _row_gradients(rows: Rows, dy_ND: Tensor) -> Tensor:
+    if _triton(rows):
+        from plait.kernels import value_table_triton
+
+        return value_table_triton.row_gradients(_parts(rows), rows.reads)
     if _compiled(dy_ND, rows.weight_P):
         out_UD = dy_ND.new_empty(len(rows.row_U), dy_ND.shape[1])
         call("value_table", "bag_rows", (len(out_UD), rows.reads, out_UD.shape[1]),
@@ -289,3 +308,10 @@ def _compiled(*tensors: Tensor) -> bool:
     """Whether value_table.c serves: float32 on a CPU."""
     plain = all(x.device.type == "cpu" and x.dtype is torch.float32 for x in tensors)
     return plain and library("value_table") is not None
+
+
+def _triton(rows: Rows) -> bool:
+    """Whether value_table_triton.py serves."""
+    x_ND = rows.dy_ND
+    fast = triton_runs(x_ND.device.type, x_ND.dtype) and x_ND.shape[1] <= WIDEST
+    return fast and choose("value_table rows", "triton") == "triton"

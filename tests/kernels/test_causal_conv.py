@@ -94,7 +94,7 @@ def test_refuses_shapes_that_disagree():
 def test_the_op_holds_together():
     (x, w, bias), document_BT = inputs(2, 70, 5, 4)
     tensors = [t.requires_grad_() for t in (x, w.T.contiguous(), bias)]
-    check_op(conv_op, (*tensors, document_BT))
+    check_op(conv_op, (*tensors, document_BT, "c"))
 
 
 def test_threads_change_nothing():
