@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.grouped_linear import grouped_linear
+from plait.kernels.rms_norm import rms_norm
 from plait.models.plan import Order
 
 
@@ -60,11 +61,8 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
-        size, weight_MD = self.weight.shape[1:], self.weight.to(x_ND.dtype)
-        if len(weight_MD) == 1:
-            return F.rms_norm(x_ND, size, weight_MD[0], self.eps)
-        segments = zip(x_ND.split(order.counts), weight_MD, strict=True)
-        return torch.cat([F.rms_norm(x_nD, size, w_D, self.eps) for x_nD, w_D in segments])
+        counts = order.counts if len(self.weight) > 1 else (len(x_ND),)
+        return rms_norm(x_ND, self.weight.to(x_ND.dtype), counts, self.eps)
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""

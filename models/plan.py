@@ -111,7 +111,9 @@ class Plan:
 
     order: Order
     layout: AttentionLayout
-    """Which positions attend to which."""
+    """Which positions attend to which, in flat order."""
+    sorted_layout: AttentionLayout
+    """The same in the order of `order`."""
     document_BT: Tensor
     position_BT: Tensor
     reset_BT: Tensor
@@ -132,9 +134,13 @@ class Plan:
         reset_BT = torch.ones_like(cpu.padding_BT)
         reset_BT[:, 1:] = cpu.document_BT[:, 1:] != cpu.document_BT[:, :-1]
         targets = _targets(cpu)
+        order = Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT))
+        assert order.permutation_N is not None and order.inverse_N is not None
+        layout = AttentionLayout.of(cpu.document_BT)
         plan = cls(
-            order=Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT)),
-            layout=AttentionLayout.of(cpu.document_BT),
+            order=order,
+            layout=layout,
+            sorted_layout=layout.sorted(order.permutation_N, order.inverse_N),
             document_BT=cpu.document_BT,
             position_BT=cpu.position_BT,
             reset_BT=reset_BT,

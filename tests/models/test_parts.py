@@ -36,10 +36,12 @@ def table(rows: int, width: int) -> ValueTable:
 
 
 def context_of(plan: Plan, config: ModelConfig) -> Context:
+    order = plan.order if config.by_modality else plan.order.unsorted()
+    position_BT = order.sort(plan.position_BT.flatten()).view_as(plan.position_BT)
     return Context(
-        order=plan.order if config.by_modality else plan.order.unsorted(),
-        turn=rotation(plan.position_BT, config.head_dim, config.rope_theta),
-        layout=plan.layout,
+        order=order,
+        turn=rotation(position_BT, config.head_dim, config.rope_theta),
+        layout=plan.sorted_layout if config.by_modality else plan.layout,
         document_BT=plan.document_BT,
         reset_BT=plan.reset_BT,
         values=table(config.memory_keys**2, config.value_dim),

@@ -1,0 +1,227 @@
+"""What untying by modality costs a step, against dense blocks: `python benchmarks/models.py`.
+
+Stacks of blocks of width 512 over 2 x 1024 tokens, forward and backward in float32 on one thread:
+milliseconds of processor time, median of the rounds. In each round every stack of a group runs
+once, one after the other, and a ratio is the median of its rounds' ratios to the dense stack, so
+that other jobs weigh on both alike. Rows hold two or three documents in runs of 60 to 256 tokens.
+`boolean masks` gathers and scatters each modality at every projection, as published code of both
+papers does; it computes the same function, which is checked first. Exit code 1 if a bar is missed.
+Without arguments it takes five minutes of a quiet core; `--layers 2 --repeats 3` one.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.kernels.attention import attention
+from plait.kernels.causal_conv import causal_conv
+from plait.kernels.scan import selective_scan
+from plait.models.attention import Attention
+from plait.models.config import ModelConfig
+from plait.models.context import Context
+from plait.models.decoder import Block
+from plait.models.layers import rotate, rotation, softplus
+from plait.models.mamba import Mamba
+from plait.models.plan import Plan
+from plait.pipeline.batch import Batch
+
+B, T, D = 2, 1024, 512
+TRANSFORMER = {"dim": D, "n_heads": 8}
+MOT = {**TRANSFORMER, "untie": ("qkv", "o", "ffn", "norm")}
+MAMBA = {"dim": D, "mixers": ("mamba",), "channels": ("none",)}
+UNTIED_MAMBA = {**MAMBA, "untie": ("in", "x", "dt", "out")}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A stack of blocks in a group of like ones, the first of which is the dense one."""
+
+    name: str
+    options: dict[str, object]
+    modalities: int
+    bar: float = 0.0
+    """At most this many times the dense stack; 0 is no bar."""
+    masks: bool = False
+    """Dispatch by boolean masks."""
+
+
+GROUPS: dict[str, list[Stack]] = {
+    "transformer": [
+        Stack("dense", TRANSFORMER, 2),
+        Stack("MoT, 2 modalities", MOT, 2, 1.03),
+        Stack("MoT, 2, boolean masks", MOT, 2, masks=True),
+        Stack("MoT, 3 modalities", MOT, 3, 1.03),
+        Stack("MoT, 3, boolean masks", MOT, 3, masks=True),
+        Stack("MoMa, 4 + 4 experts", {**TRANSFORMER, "channels": ("experts",)}, 2, 1.15),
+    ],
+    "mamba": [
+        Stack("dense", MAMBA, 2),
+        Stack("Mixture-of-Mamba, 2 modalities", UNTIED_MAMBA, 2, 1.05),
+        Stack("Mixture-of-Mamba, 2, boolean masks", UNTIED_MAMBA, 2, masks=True),
+        Stack("Mixture-of-Mamba, 3 modalities", UNTIED_MAMBA, 3, 1.05),
+    ],
+}
+LENGTHS = {2: ((90, 256), (130, 256)), 3: ((90, 256, 75), (130, 256, 100))}
+"""Lengths of the runs of one document after another: text, image and speech in turn."""
+
+
+def main() -> int:
+    """Print the table of each group; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description="Time modality-untied blocks against dense ones")
+    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="all if none is named")
+    parser.add_argument("--layers", type=int, default=8, help="transformer blocks (Mamba: 1)")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    fine = True
+    for name in options.groups or GROUPS:
+        layers = options.layers if name == "transformer" else 1
+        fine &= group(name, layers, options.repeats)
+    return 0 if fine else 1
+
+
+def group(name: str, layers: int, repeats: int) -> bool:
+    """Measure the stacks of a group, one of each in a round; False if a bar is missed."""
+    print(f"\n{name}, {layers} blocks of {D}, {B} x {T} tokens{'forward, backward':>25}")
+    steps = [step_of(stack, layers) for stack in GROUPS[name]]
+    check(GROUPS[name], steps)
+    times = [[clock(step) for step in steps] for _ in range(repeats)]
+    fine = True
+    for i, stack in enumerate(GROUPS[name]):
+        ratio = statistics.median(round_[i] / round_[0] for round_ in times)
+        missed = bool(stack.bar) and ratio > stack.bar
+        bar = f"   bar {stack.bar:.2f}{' MISSED' if missed else ''}" if stack.bar else ""
+        milliseconds = statistics.median(round_[i] for round_ in times)
+        print(f"  {stack.name:36} {milliseconds:9.0f} ms {ratio:7.3f}x{bar}", flush=True)
+        fine &= not missed
+    return fine
+
+
+def step_of(stack: Stack, layers: int) -> Callable[[], tuple[Tensor, list[Tensor]]]:
+    """A function that runs a stack forward and backward and gives output and gradients."""
+    torch.manual_seed(0)
+    config = ModelConfig.from_table({**stack.options, "n_layers": layers})
+    blocks = [Block(config, *parts, stack.modalities, 0.25) for parts in config.blocks]
+    for module in (module for block in blocks for module in block.modules()):
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    weights = [p for block in blocks for p in block.parameters()]
+    batch = batch_of(stack.modalities)
+    plan = Plan.of(batch)
+    order = plan.order if config.by_modality and not stack.masks else plan.order.unsorted()
+    position_BT = order.sort(plan.position_BT.flatten()).view(B, T)
+    turn = rotation(position_BT, config.head_dim, config.rope_theta)
+    x_ND = torch.randn(B * T, D).requires_grad_()
+    dy_ND = torch.randn(B * T, D)
+    mask_MN = batch.modality_masks.flatten(1)
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        context = Context(
+            order=order,
+            turn=turn,
+            layout=plan.layout if order.permutation_N is None else plan.sorted_layout,
+            document_BT=plan.document_BT,
+            reset_BT=plan.reset_BT,
+        )
+        y_ND = order.sort(x_ND)
+        for block in blocks:
+            y_ND = masked_block(block, y_ND, context, mask_MN) if stack.masks else block(y_ND, context)
+        y_ND = order.unsort(y_ND)
+        return y_ND.detach(), list(torch.autograd.grad(y_ND, [x_ND, *weights], dy_ND))
+
+    return run
+
+
+def batch_of(modalities: int) -> Batch:
+    """Rows without padding: documents of two or three runs, the last one cut."""
+    modality_BT = torch.zeros(B, T, dtype=torch.uint8)
+    document_BT = torch.zeros(B, T, dtype=torch.int32)
+    position_BT = torch.zeros(B, T, dtype=torch.int32)
+    for b, lengths in enumerate(LENGTHS[modalities]):
+        size = sum(lengths)
+        runs = torch.arange(modalities).repeat_interleave(torch.tensor(lengths))
+        at_T = torch.arange(T)
+        modality_BT[b] = runs[at_T % size].to(torch.uint8)
+        document_BT[b], position_BT[b] = at_T // size, at_T % size
+    return Batch(
+        tokens_BT=torch.zeros(B, T, dtype=torch.int64),
+        modality_BT=modality_BT,
+        document_BT=document_BT,
+        position_BT=position_BT,
+        loss_mask_BT=torch.zeros(B, T, dtype=torch.bool),
+        modalities=("text", "image", "speech")[:modalities],
+    )
+
+
+def clock(step: Callable[[], object]) -> float:
+    """Milliseconds of processor time."""
+    start = time.process_time()
+    step()
+    return 1000 * (time.process_time() - start)
+
+
+def check(stacks: Sequence[Stack], steps: Sequence[Callable]) -> None:
+    """Boolean masks compute what the sorted stack before them does; also warms everything up."""
+    results = [step() for step in steps]
+    for i, stack in enumerate(stacks):
+        if stack.masks:
+            (y_ND, grads), (wanted_ND, wanted) = results[i], results[i - 1]
+            for got, expected in zip([y_ND, *grads], [wanted_ND, *wanted], strict=True):
+                error = (got - expected).abs().max() / expected.abs().max()
+                assert error < 1e-4, (stack.name, tuple(got.shape), float(error))
+
+
+def masked_block(block: Block, x_ND: Tensor, context: Context, mask_MN: Tensor) -> Tensor:
+    """A pre-norm block with a gather and a scatter by boolean masks around each projection."""
+
+    def by_modality(x_NI: Tensor, outputs: int, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+        y_NO = x_NI.new_empty(len(x_NI), outputs)
+        for m, mask_N in enumerate(mask_MN):
+            y_NO[mask_N] = function(x_NI[mask_N], m)
+        return y_NO
+
+    def linear(x_NI: Tensor, w_MOI: Tensor) -> Tensor:
+        return by_modality(x_NI, w_MOI.shape[1], lambda x_nI, m: F.linear(x_nI, w_MOI[m]))
+
+    def norm(x_ND: Tensor, part) -> Tensor:
+        w_MD = part.weight.expand(len(mask_MN), -1)
+        normed = lambda x_nD, m: F.rms_norm(x_nD, w_MD.shape[1:], w_MD[m], part.eps)
+        return by_modality(x_ND.flatten(1), x_ND[0].numel(), lambda x, m: normed(x.view(-1, *x_ND.shape[1:]), m).flatten(1)).view_as(x_ND)
+
+    def attend(part: Attention, x_ND: Tensor) -> Tensor:
+        shape = (B, T, part.heads, part.head_dim)
+        q, k, v = (linear(x_ND, w_MOI) for w_MOI in part.qkv.weight.chunk(3, dim=1))
+        q, k = (norm(z.view(-1, *shape[2:]), n) for z, n in ((q, part.q_norm), (k, part.k_norm)))
+        q, k = (rotate(z.view(shape), context.turn) for z in (q, k))
+        o_BTHK = attention(q, k, v.view(shape), context.layout)
+        return linear(o_BTHK.reshape(B * T, -1), part.o.weight)
+
+    def mix(part: Mamba, x_ND: Tensor) -> Tensor:
+        u, z = linear(x_ND, part.in_proj.weight).view(B, T, -1).chunk(2, -1)
+        u = F.silu(causal_conv(u, part.conv_weight, part.conv_bias, context.document_BT))
+        selected = linear(u.flatten(0, 1), part.x_proj.weight)
+        dt, b, c = selected.split((part.rank, part.states, part.states), -1)
+        w, bias = part.dt_proj.weight, part.dt_bias
+        dt = by_modality(dt, w.shape[1], lambda x, m: F.linear(x, w[m], bias[m]))
+        dt, b, c = (x.view(B, T, -1) for x in (softplus(dt), b, c))
+        y = selective_scan(u, dt, -part.A_log.exp(), b, c, part.D, context.reset_BT)
+        return linear((y * F.silu(z)).flatten(0, 1), part.out_proj.weight)
+
+    mixer = mix if isinstance(block.mixer, Mamba) else attend
+    x_ND = x_ND + mixer(block.mixer, norm(x_ND, block.mixer_norm))
+    if block.channel is None:
+        return x_ND
+    h_ND = norm(x_ND, block.channel_norm)
+    gate, up = (linear(h_ND, w) for w in block.channel.gate_up.weight.chunk(2, dim=1))
+    return x_ND + linear(F.silu(gate) * up, block.channel.down.weight)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
