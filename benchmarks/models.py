@@ -68,8 +68,8 @@ GROUPS: dict[str, list[Stack]] = {
         Stack("Mixture-of-Mamba, 3 modalities", UNTIED_MAMBA, 3, 1.05),
     ],
 }
-LENGTHS = {2: ((90, 256), (130, 256)), 3: ((90, 256, 75), (130, 256, 100))}
-"""Lengths of the runs of one document after another: text, image and speech in turn."""
+LENGTHS = {2: ((174, 256), (130, 256)), 3: ((99, 256, 75), (70, 256, 60))}
+"""Lengths of a document's runs, text, image and speech, in each row: documents of 430 and 386."""
 
 
 def main() -> int:
@@ -132,7 +132,9 @@ def step_of(stack: Stack, layers: int) -> Callable[[], tuple[Tensor, list[Tensor
         )
         y_ND = order.sort(x_ND)
         for block in blocks:
-            y_ND = masked_block(block, y_ND, context, mask_MN) if stack.masks else block(y_ND, context)
+            y_ND = (
+                masked_block(block, y_ND, context, mask_MN) if stack.masks else block(y_ND, context)
+            )
         y_ND = order.unsort(y_ND)
         return y_ND.detach(), list(torch.autograd.grad(y_ND, [x_ND, *weights], dy_ND))
 
@@ -181,7 +183,9 @@ def check(stacks: Sequence[Stack], steps: Sequence[Callable]) -> None:
 def masked_block(block: Block, x_ND: Tensor, context: Context, mask_MN: Tensor) -> Tensor:
     """A pre-norm block with a gather and a scatter by boolean masks around each projection."""
 
-    def by_modality(x_NI: Tensor, outputs: int, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def by_modality(
+        x_NI: Tensor, outputs: int, function: Callable[[Tensor, int], Tensor]
+    ) -> Tensor:
         y_NO = x_NI.new_empty(len(x_NI), outputs)
         for m, mask_N in enumerate(mask_MN):
             y_NO[mask_N] = function(x_NI[mask_N], m)
@@ -193,7 +197,11 @@ def masked_block(block: Block, x_ND: Tensor, context: Context, mask_MN: Tensor) 
     def norm(x_ND: Tensor, part) -> Tensor:
         w_MD = part.weight.expand(len(mask_MN), -1)
         normed = lambda x_nD, m: F.rms_norm(x_nD, w_MD.shape[1:], w_MD[m], part.eps)
-        return by_modality(x_ND.flatten(1), x_ND[0].numel(), lambda x, m: normed(x.view(-1, *x_ND.shape[1:]), m).flatten(1)).view_as(x_ND)
+        return by_modality(
+            x_ND.flatten(1),
+            x_ND[0].numel(),
+            lambda x, m: normed(x.view(-1, *x_ND.shape[1:]), m).flatten(1),
+        ).view_as(x_ND)
 
     def attend(part: Attention, x_ND: Tensor) -> Tensor:
         shape = (B, T, part.heads, part.head_dim)

@@ -34,11 +34,12 @@ class ModalityLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x_ND: Tensor, order: Order) -> Tensor:
-        """[N, I] to [N, O]."""
+    def forward(self, x_ND: Tensor, order: Order, bias_MO: Tensor | None = None) -> Tensor:
+        """[N, I] to [N, O]; `bias_MO` takes the place of a bias that the layer does not have."""
+        bias_MO = self.bias if bias_MO is None else bias_MO
         if len(self.weight) == 1:
-            return F.linear(x_ND, self.weight[0], None if self.bias is None else self.bias[0])
-        return grouped_linear(x_ND, self.weight, order.counts, self.bias)
+            return F.linear(x_ND, self.weight[0], None if bias_MO is None else bias_MO[0])
+        return grouped_linear(x_ND, self.weight, order.counts, bias_MO)
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""
