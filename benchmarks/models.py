@@ -27,13 +27,14 @@ from plait.models.attention import Attention
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.decoder import Block
-from plait.models.layers import rotate, rotation, softplus
+from plait.models.feed_forward import FeedForward
+from plait.models.layers import ModalityNorm, rotate, rotation, softplus
 from plait.models.mamba import Mamba
 from plait.models.plan import Plan
 from plait.pipeline.batch import Batch
 
 B, T, D = 2, 1024, 512
-TRANSFORMER = {"dim": D, "n_heads": 8}
+TRANSFORMER: dict[str, object] = {"dim": D, "n_heads": 8}
 MOT = {**TRANSFORMER, "untie": ("qkv", "o", "ffn", "norm")}
 MAMBA = {"dim": D, "mixers": ("mamba",), "channels": ("none",)}
 UNTIED_MAMBA = {**MAMBA, "untie": ("in", "x", "dt", "out")}
@@ -120,7 +121,7 @@ def step_of(stack: Stack, layers: int) -> Callable[[], tuple[Tensor, list[Tensor
     turn = rotation(position_BT, config.head_dim, config.rope_theta)
     x_ND = torch.randn(B * T, D).requires_grad_()
     dy_ND = torch.randn(B * T, D)
-    mask_MN = batch.modality_masks.flatten(1)
+    masked = Masked(plan, batch.modality_masks.flatten(1), turn)
 
     def run() -> tuple[Tensor, list[Tensor]]:
         context = Context(
@@ -132,9 +133,7 @@ def step_of(stack: Stack, layers: int) -> Callable[[], tuple[Tensor, list[Tensor
         )
         y_ND = order.sort(x_ND)
         for block in blocks:
-            y_ND = (
-                masked_block(block, y_ND, context, mask_MN) if stack.masks else block(y_ND, context)
-            )
+            y_ND = masked.block(block, y_ND) if stack.masks else block(y_ND, context)
         y_ND = order.unsort(y_ND)
         return y_ND.detach(), list(torch.autograd.grad(y_ND, [x_ND, *weights], dy_ND))
 
@@ -180,55 +179,67 @@ def check(stacks: Sequence[Stack], steps: Sequence[Callable]) -> None:
                 assert error < 1e-4, (stack.name, tuple(got.shape), float(error))
 
 
-def masked_block(block: Block, x_ND: Tensor, context: Context, mask_MN: Tensor) -> Tensor:
-    """A pre-norm block with a gather and a scatter by boolean masks around each projection."""
+class Masked:
+    """Pre-norm blocks with a gather and a scatter by boolean masks around each projection."""
 
-    def by_modality(
-        x_NI: Tensor, outputs: int, function: Callable[[Tensor, int], Tensor]
-    ) -> Tensor:
-        y_NO = x_NI.new_empty(len(x_NI), outputs)
-        for m, mask_N in enumerate(mask_MN):
-            y_NO[mask_N] = function(x_NI[mask_N], m)
+    def __init__(self, plan: Plan, mask_MN: Tensor, turn: tuple[Tensor, Tensor]) -> None:
+        self.plan, self.mask_MN, self.turn = plan, mask_MN, turn
+
+    def block(self, block: Block, x_ND: Tensor) -> Tensor:
+        """The same function as the block's own."""
+        h_ND = self.norm(x_ND, block.mixer_norm)
+        if isinstance(block.mixer, Mamba):
+            x_ND = x_ND + self.mamba(block.mixer, h_ND)
+        else:
+            x_ND = x_ND + self.attention(block.mixer, h_ND)
+        if not isinstance(block.channel, FeedForward):
+            return x_ND
+        h_ND = self.norm(x_ND, block.channel_norm)
+        gate, up = (self.linear(h_ND, w) for w in block.channel.gate_up.weight.chunk(2, dim=1))
+        return x_ND + self.linear(F.silu(gate) * up, block.channel.down.weight)
+
+    def each(self, x_N: Tensor, outputs: int, function: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """What is done to the rows of one modality after another, [N, outputs]."""
+        y_NO = x_N.new_empty(len(x_N), outputs)
+        for m, mask_N in enumerate(self.mask_MN):
+            y_NO[mask_N] = function(x_N[mask_N], m).flatten(1)
         return y_NO
 
-    def linear(x_NI: Tensor, w_MOI: Tensor) -> Tensor:
-        return by_modality(x_NI, w_MOI.shape[1], lambda x_nI, m: F.linear(x_nI, w_MOI[m]))
+    def linear(self, x_NI: Tensor, w_MOI: Tensor, bias_MO: Tensor | None = None) -> Tensor:
+        """A projection."""
+        biases = [None] * len(w_MOI) if bias_MO is None else list(bias_MO)
+        return self.each(x_NI, w_MOI.shape[1], lambda x, m: F.linear(x, w_MOI[m], biases[m]))
 
-    def norm(x_ND: Tensor, part) -> Tensor:
-        w_MD = part.weight.expand(len(mask_MN), -1)
-        normed = lambda x_nD, m: F.rms_norm(x_nD, w_MD.shape[1:], w_MD[m], part.eps)
-        return by_modality(
-            x_ND.flatten(1),
-            x_ND[0].numel(),
-            lambda x, m: normed(x.view(-1, *x_ND.shape[1:]), m).flatten(1),
-        ).view_as(x_ND)
+    def norm(self, x_ND: Tensor, part: torch.nn.Module | None) -> Tensor:
+        """A norm over the last axis, its gains tied or not."""
+        assert isinstance(part, ModalityNorm)
+        gains_MD = part.weight.expand(len(self.mask_MN), -1)
 
-    def attend(part: Attention, x_ND: Tensor) -> Tensor:
-        shape = (B, T, part.heads, part.head_dim)
-        q, k, v = (linear(x_ND, w_MOI) for w_MOI in part.qkv.weight.chunk(3, dim=1))
-        q, k = (norm(z.view(-1, *shape[2:]), n) for z, n in ((q, part.q_norm), (k, part.k_norm)))
-        q, k = (rotate(z.view(shape), context.turn) for z in (q, k))
-        o_BTHK = attention(q, k, v.view(shape), context.layout)
-        return linear(o_BTHK.reshape(B * T, -1), part.o.weight)
+        def norm(x_nD: Tensor, m: int) -> Tensor:
+            return F.rms_norm(x_nD, gains_MD.shape[1:], gains_MD[m], part.eps)
 
-    def mix(part: Mamba, x_ND: Tensor) -> Tensor:
-        u, z = linear(x_ND, part.in_proj.weight).view(B, T, -1).chunk(2, -1)
-        u = F.silu(causal_conv(u, part.conv_weight, part.conv_bias, context.document_BT))
-        selected = linear(u.flatten(0, 1), part.x_proj.weight)
+        return self.each(x_ND, x_ND[0].numel(), norm).view_as(x_ND)
+
+    def attention(self, part: Attention, x_ND: Tensor) -> Tensor:
+        """Queries, keys and values by projections of their own."""
+        rows, shape = (B * T, part.heads, part.head_dim), (B, T, part.heads, part.head_dim)
+        q, k, v = (self.linear(x_ND, w_MOI).view(rows) for w_MOI in part.qkv.weight.chunk(3, dim=1))
+        q, k = self.norm(q, part.q_norm), self.norm(k, part.k_norm)
+        q, k = (rotate(z.view(shape), self.turn) for z in (q, k))
+        o_BTHK = attention(q, k, v.view(shape), self.plan.layout)
+        return self.linear(o_BTHK.reshape(B * T, -1), part.o.weight)
+
+    def mamba(self, part: Mamba, x_ND: Tensor) -> Tensor:
+        """Convolution and scan in sequence order."""
+        u, z = self.linear(x_ND, part.in_proj.weight).view(B, T, -1).chunk(2, -1)
+        u = F.silu(causal_conv(u, part.conv_weight, part.conv_bias, self.plan.document_BT))
+        selected = self.linear(u.flatten(0, 1), part.x_proj.weight)
         dt, b, c = selected.split((part.rank, part.states, part.states), -1)
-        w, bias = part.dt_proj.weight, part.dt_bias
-        dt = by_modality(dt, w.shape[1], lambda x, m: F.linear(x, w[m], bias[m]))
-        dt, b, c = (x.view(B, T, -1) for x in (softplus(dt), b, c))
-        y = selective_scan(u, dt, -part.A_log.exp(), b, c, part.D, context.reset_BT)
-        return linear((y * F.silu(z)).flatten(0, 1), part.out_proj.weight)
-
-    mixer = mix if isinstance(block.mixer, Mamba) else attend
-    x_ND = x_ND + mixer(block.mixer, norm(x_ND, block.mixer_norm))
-    if block.channel is None:
-        return x_ND
-    h_ND = norm(x_ND, block.channel_norm)
-    gate, up = (linear(h_ND, w) for w in block.channel.gate_up.weight.chunk(2, dim=1))
-    return x_ND + linear(F.silu(gate) * up, block.channel.down.weight)
+        dt = softplus(self.linear(dt, part.dt_proj.weight, part.dt_bias))
+        dt, b, c = (x.view(B, T, -1) for x in (dt, b, c))
+        y = selective_scan(u, dt, -part.A_log.exp(), b, c, part.D, self.plan.reset_BT)
+        assert isinstance(y, Tensor)
+        return self.linear((y * F.silu(z)).flatten(0, 1), part.out_proj.weight)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,8 @@ def reference(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, document_BT: Tenso
 def _reference_in_order(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
     if layout.sorted_N is None:
         return reference(q, k, v, layout.document_BT)
-    flat = (x.flatten(0, 1)[layout.sorted_N].view(x.shape) for x in (q, k, v))
-    o_BTHK = reference(*flat, layout.document_BT)
+    q, k, v = (x.flatten(0, 1)[layout.sorted_N].view(x.shape) for x in (q, k, v))
+    o_BTHK = reference(q, k, v, layout.document_BT)
     return o_BTHK.flatten(0, 1)[layout.sorted_N.argsort()].view(q.shape)
 
 

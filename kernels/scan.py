@@ -141,7 +141,7 @@ def scan_backward_op(
 ) -> list[Tensor]:
     """Gradients of u, dt, A, B, C and D."""
     placed = _placed(path, reset, place)
-    inputs = (dy.contiguous(), u, dt, A, B, C, D, reset, *placed, kept)
+    inputs = [dy.contiguous(), u, dt, A, B, C, D, reset, *placed, kept]
     return [dx.contiguous() for dx in _module(path).backward(*inputs)]  # as the fake says
 
 
