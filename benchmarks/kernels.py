@@ -2,8 +2,9 @@
 
 Prints median milliseconds of processor time on one thread, forward and forward with backward, and
 how many times faster than the definition each path is. A path whose values or gradients differ from
-the definition gets no ratio, and the exit code is 1. `--threads N` uses more threads and measures
-elapsed time; only on a quiet machine does that mean anything.
+the definition gets no ratio, and the exit code is 1; so it is where a bar is missed, which the
+table then names. `--threads N` uses more threads and measures elapsed time; only on a quiet machine
+does that mean anything.
 """
 
 import argparse
@@ -27,6 +28,8 @@ from plait.kernels import (
     scan_c,
     value_table,
 )
+from plait.models.layers import softplus, spread
+from plait.models.plan import Order
 
 Path = Callable[..., Tensor]
 
@@ -42,6 +45,10 @@ class Case:
     """Floating-point inputs get gradients, unless the op has none."""
     gradients: bool = True
     tolerance: float = 1e-4
+    bars: Sequence[tuple[str, str, float, float]] = ()
+    """(path, another, how many times faster it is forward, and with backward); 0 is no bar."""
+    bar_threads: int = 1
+    """At how many threads the bars hold: where the definition's small operations use but one."""
 
 
 def nearest_codes() -> Case:
@@ -75,7 +82,8 @@ def documents() -> Case:
         "buckets": lambda q, k, v: attention.attention(q, k, v, layout),
     }
     qkv = [torch.randn(2, 1024, 8, 64) for _ in range(3)]
-    return Case("attention", "2 x 1024, 8 heads of 64, 4 documents", paths, qkv)
+    bars = [("buckets", "dense mask, sdpa", 0, 3)]
+    return Case("attention", "2 x 1024, 8 heads of 64, 4 documents", paths, qkv, bars=bars)
 
 
 def grouped() -> Case:
@@ -112,20 +120,73 @@ def convolution() -> Case:
     return Case("causal_conv", "2 x 1024 x 1024, 4 taps", paths, inputs)
 
 
-def scans() -> Case:
+def scans(T: int = 1024) -> Case:
     """A Mamba block's scan."""
-    B, T, I, S = 2, 1024, 512, 16
+    B, I, S = 2, 512, 16
     reset_BT = torch.rand(B, T) < 0.01
     paths = {
-        "loop": lambda u, dt, A, B, C, D: scan.reference(u, dt, A, B, C, D, reset_BT)[0],
+        "loop": lambda *x: scan.reference(*x, reset_BT)[0],
         "chunked": lambda *x: scan.scan_op(*x, reset_BT, "chunked")[0],
     }
+    bars = [("chunked", "loop", 0, 2)]
     if scan_c.available():
         paths["c"] = lambda *x: scan.scan_op(*x, reset_BT, "c")[0]
+        bars.append(("c", "loop", 20, 25))
     dt_BTI = F.softplus(torch.randn(B, T, I) - 3)
     A_IS = -torch.arange(1.0, S + 1).repeat(I, 1)
     inputs = (torch.randn(B, T, I), dt_BTI, A_IS, torch.randn(B, T, S), torch.randn(B, T, S))
-    return Case("selective_scan", f"{B} x {T} x {I}, {S} states", paths, (*inputs, torch.ones(I)))
+    size = f"{B} x {T} x {I}, {S} states"
+    inputs = (*inputs, torch.ones(I))
+    return Case("selective_scan", size, paths, inputs, bars=bars, bar_threads=2)
+
+
+def scans_by_modality() -> Case:
+    """The same of rows sorted by modality, with the step size's bias of each and its softplus."""
+    plain = scans()
+    u, dt, A, B, C, D = plain.inputs
+    run_N = torch.arange(2 * 1024) // 100 % 3
+    sorted_N = run_N.sort(stable=True).indices
+    places = sorted_N.argsort(), sorted_N
+    counts = run_N.bincount().tolist()
+    reset_BT = torch.rand(2, 1024) < 0.01
+
+    def loop(u, dt, A, B, C, D, bias_MI):
+        dt = F.softplus(dt + bias_MI[run_N[sorted_N]].view(dt.shape))
+        u, dt, B, C = (x.flatten(0, 1)[places[0]].view(x.shape) for x in (u, dt, B, C))
+        y_BTI = scan.reference(u, dt, A, B, C, D, reset_BT)[0]
+        return y_BTI.flatten(0, 1)[sorted_N].view(y_BTI.shape)
+
+    def fast(u, dt, A, B, C, D, bias_MI):
+        order = Order(counts=tuple(counts), real=tuple(counts), by_row=())
+        dt = softplus(dt + spread(bias_MI, order).view(dt.shape))
+        return scan.selective_scan(u, dt, A, B, C, D, reset_BT, places)
+
+    inputs = (u, torch.randn_like(dt), A, B, C, D, torch.randn(3, 512) - 3)
+    size = "the same, sorted by modality, bias of each"
+    paths = {"loop": loop, "selective_scan": fast}
+    return Case("selective_scan by modality", size, paths, inputs)
+
+
+def linear_in_length(clock: Callable[[], float], repeats: int) -> bool:
+    """A scan of a longer row costs no more a step: at most 1.5 times that of 1024 steps.
+
+    At 8192 steps tensors pass 32 MiB, and glibc maps fresh pages for each; with the environment's
+    MALLOC_MMAP_THRESHOLD_=536870912 and MALLOC_TRIM_THRESHOLD_=2000000000 a step costs 0.9 times.
+    """
+    print(f"\nselective_scan, by length\n{'':24}{'forward':>20}{'forward, backward':>24}")
+    first, fine = (0.0, 0.0), True
+    for T in (1024, 2048, 4096, 8192):
+        case = scans(T)
+        name, path = list(case.paths.items())[-1]
+        with torch.no_grad():
+            forward = _median(lambda c=case, path=path: path(*c.inputs), clock, repeats) / T
+        both = _median(lambda c=case, path=path: _run(c, path), clock, repeats) / T
+        first = first if first[0] else (forward, both)
+        ratios = forward / first[0], both / first[1]
+        fine &= max(ratios) <= 1.5
+        cells = f"{T * forward:9.1f} ms {ratios[0]:7.2f}x {T * both:9.1f} ms {ratios[1]:7.2f}x"
+        print(f"  {name + f', {T} steps':24}" + cells + ("" if max(ratios) <= 1.5 else "  MISSED"))
+    return fine
 
 
 def slots() -> Case:
@@ -154,7 +215,16 @@ def bags() -> Case:
     return Case("weighted_bag", "65536 x 256, 1024 x 128 rows read", paths, inputs)
 
 
-CASES = (nearest_codes, documents, grouped, convolution, scans, slots, bags)
+CASES = (
+    nearest_codes,
+    documents,
+    grouped,
+    convolution,
+    scans,
+    scans_by_modality,
+    slots,
+    bags,
+)
 
 
 def main() -> int:
@@ -172,12 +242,14 @@ def main() -> int:
         case = make()
         if not options.names or any(name in case.name for name in options.names):
             fine &= _print(case, clock, options.repeats)
+    if not options.names or any(name in "selective_scan by length" for name in options.names):
+        fine &= linear_in_length(clock, options.repeats)
     return 0 if fine else 1
 
 
 def _print(case: Case, clock: Callable[[], float], repeats: int) -> bool:
     print(f"\n{case.name}, {case.size}\n{'':24}{'forward':>20}{'forward, backward':>24}")
-    wanted, fine, base = None, True, (0.0, 0.0)
+    wanted, fine, base, times = None, True, (0.0, 0.0), {}
     for name, path in case.paths.items():
         results = _run(case, path)
         wanted = wanted or results
@@ -186,10 +258,20 @@ def _print(case: Case, clock: Callable[[], float], repeats: int) -> bool:
             forward = _median(lambda path=path: path(*case.inputs), clock, repeats)
         both = _median(lambda path=path: _run(case, path), clock, repeats)
         base = base if base[0] else (forward, both)
+        times[name] = forward, both
         cells = [f"{forward:9.1f} ms {base[0] / forward:7.1f}x"]
         cells += [f"{both:9.1f} ms {base[1] / both:7.1f}x"] if case.gradients else []
         print(f"  {name:24}" + (" ".join(cells) if equal else "differs from the definition"))
         fine &= equal
+    for path, other, *bars in case.bars:
+        ratios = [slow / fast for slow, fast in zip(times[other], times[path], strict=True)]
+        missed = any(ratio < bar for ratio, bar in zip(ratios, bars, strict=True))
+        missed &= torch.get_num_threads() == case.bar_threads
+        told = (
+            f"{path}: {ratios[0]:.1f}x and {ratios[1]:.1f}x of {other}, bars {bars[0]}, {bars[1]}"
+        )
+        print(f"  {told}{' MISSED' if missed else ''}")
+        fine &= not missed
     return fine
 
 

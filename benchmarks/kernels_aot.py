@@ -24,10 +24,10 @@ from triton.compiler import ASTSource
 from plait.kernels import (
     causal_conv_triton,
     grouped_linear_triton,
-    modality_norm,
-    modality_norm_triton,
     nearest_code_triton,
     patch_pool_triton,
+    rms_norm,
+    rms_norm_triton,
     scan_triton,
     value_table,
     value_table_triton,
@@ -132,10 +132,10 @@ def conv_cases() -> list[Case]:
 
 def norm_cases() -> list[Case]:
     """The widest row and a head's."""
-    module, types = modality_norm_triton, {"ends_ptr": "*i32", "eps": "fp32"}
+    module, types = rms_norm_triton, {"ends_ptr": "*i32", "eps": "fp32"}
     half = ("x_ptr", "w_ptr", "y_ptr", "dy_ptr", "dx_ptr")
     found = []
-    for dim in (modality_norm.WIDEST, 64):
+    for dim in (rms_norm.WIDEST, 64):
         sizes = module.blocks(dim) | {"BM": 4}
         found += [
             Case(f"norm {dim}", module.forward_kernel, sizes, half, types, "D"),

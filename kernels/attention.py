@@ -35,6 +35,8 @@ class AttentionLayout:
     """Int64: the flat positions that are padding."""
     rows: bool
     """Whether each row is one whole document, so that nothing needs to move."""
+    sorted_N: Tensor | None = None
+    """Int64: where each flat position stands in what is attended over; None where it stands."""
 
     @classmethod
     def of(cls, document_BT: Tensor) -> Self:
@@ -66,6 +68,21 @@ class AttentionLayout:
             rows=bool((document_BT == document_BT[:, :1]).all() and (document_BT >= 0).all()),
         )
 
+    def sorted(self, permutation_N: Tensor, inverse_N: Tensor) -> Self:
+        """The layout of the same positions in another order, in which [B, T] is but a shape.
+
+        Sorted position `n` is the flat position `permutation_N[n]`. The gathers of `attention` then
+        start and end in that order: nothing is moved twice.
+        """
+        return replace(
+            self,
+            index_P=inverse_N[self.index_P],
+            inverse_N=self.inverse_N[permutation_N],
+            padding_N=inverse_N[self.padding_N],
+            rows=False,
+            sorted_N=inverse_N,
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same layout on another device."""
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
@@ -87,7 +104,7 @@ def attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, layout: AttentionL
         rows = tuple(layout.document_BT.shape)
         raise ValueError(f"q is {tuple(q_BTHK.shape)}, the layout is of rows {rows}")
     if choose("attention", "buckets") == "reference":
-        return reference(q_BTHK, k_BTHK, v_BTHK, layout.document_BT)
+        return _reference_in_order(q_BTHK, k_BTHK, v_BTHK, layout)
     if layout.rows:
         return _causal(q_BTHK, k_BTHK, v_BTHK)
     move = (layout.index_P, layout.empty_P, layout.inverse_N, layout.padding_N)
@@ -111,6 +128,14 @@ def reference(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, document_BT: Tenso
     share_BHTT = score_BHTT.masked_fill(~mask_B1TT, -torch.inf).softmax(-1)
     o_BTHK = torch.einsum("bhts,bshk->bthk", share_BHTT, v_BTHK)
     return o_BTHK.masked_fill((document_BT < 0)[:, :, None, None], 0)
+
+
+def _reference_in_order(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
+    if layout.sorted_N is None:
+        return reference(q, k, v, layout.document_BT)
+    q, k, v = (x.flatten(0, 1)[layout.sorted_N].view(x.shape) for x in (q, k, v))
+    o_BTHK = reference(q, k, v, layout.document_BT)
+    return o_BTHK.flatten(0, 1)[layout.sorted_N.argsort()].view(q.shape)
 
 
 def _causal(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
  *
  * A task is one row's group of STEPS positions; what tasks add to is written in parts, one a task,
  * which the caller sums in a fixed order. Weights are [K, I], so that lanes run over channels.
+ * Position t of row b stands at place[b * T + t] of x, y and their gradients.
  */
 #include <stdint.h>
 #include <string.h>
@@ -19,26 +20,28 @@ static inline void add_product(float *restrict y, const float *restrict a,
 }
 
 void conv_forward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, const float *x,
-                  const float *w, const float *bias, const int32_t *document, float *y) {
+                  const float *w, const float *bias, const int32_t *document, const int64_t *place,
+                  float *y) {
     const int64_t G = (T + STEPS - 1) / STEPS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < B * G; task++) {
         const int64_t b = task / G, first = task % G * STEPS;
         const int64_t last = first + STEPS < T ? first + STEPS : T;
         for (int64_t t = first; t < last; t++) {
-            float *yt = y + (b * T + t) * I;
+            const int64_t flat = b * T + t;
+            float *yt = y + place[flat] * I;
             memcpy(yt, bias, I * sizeof(float));
             for (int64_t back = 0; back < K; back++)
                 if (joined(document + b * T, t, -back, T))
-                    add_product(yt, w + (K - 1 - back) * I, x + (b * T + t - back) * I, I);
+                    add_product(yt, w + (K - 1 - back) * I, x + place[flat - back] * I, I);
         }
     }
 }
 
 /* dx[B, T, I], and in parts dw[B * G, K, I] and dbias[B * G, I]. */
 void conv_backward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, const float *dy,
-                   const float *x, const float *w, const int32_t *document, float *dx, float *dw,
-                   float *dbias) {
+                   const float *x, const float *w, const int32_t *document, const int64_t *place,
+                   float *dx, float *dw, float *dbias) {
     const int64_t G = (T + STEPS - 1) / STEPS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < B * G; task++) {
@@ -48,16 +51,17 @@ void conv_backward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, cons
         memset(dwt, 0, K * I * sizeof(float));
         memset(dbiast, 0, I * sizeof(float));
         for (int64_t t = first; t < last; t++) {
-            const int64_t at = b * T + t;
-            const float *dyt = dy + at * I;
+            const int64_t flat = b * T + t;
+            const float *dyt = dy + place[flat] * I;
+            float *dxt = dx + place[flat] * I;
             for (int64_t i = 0; i < I; i++) dbiast[i] += dyt[i];
-            memset(dx + at * I, 0, I * sizeof(float));
+            memset(dxt, 0, I * sizeof(float));
             for (int64_t back = 0; back < K; back++) {
                 const int64_t tap = K - 1 - back;
                 if (joined(document + b * T, t, back, T))
-                    add_product(dx + at * I, w + tap * I, dyt + back * I, I);
+                    add_product(dxt, w + tap * I, dy + place[flat + back] * I, I);
                 if (joined(document + b * T, t, -back, T))
-                    add_product(dwt + tap * I, dyt, x + (at - back) * I, I);
+                    add_product(dwt + tap * I, dyt, x + place[flat - back] * I, I);
             }
         }
     }

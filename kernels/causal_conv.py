@@ -13,15 +13,23 @@ from torch import Tensor
 
 from plait.kernels.choose import choose, constant, triton_runs
 from plait.kernels.compile_c import call, library, sum_in_order
+from plait.kernels.permute import permute_rows
 
 STEPS = 64
 """Positions of a task; the same number stands in causal_conv.c."""
 
 
-def causal_conv(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor) -> Tensor:
+def causal_conv(
+    x_BTI: Tensor,
+    w_IK: Tensor,
+    bias_I: Tensor,
+    document_BT: Tensor,
+    places: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """y[t] = bias + sum over j < K of w[K-1-j] x[t-j], where t-j is in t's document; [B, T, I].
 
-    Padding (any negative document) counts as a document. ValueError where shapes disagree.
+    Padding (any negative document) counts as a document. ValueError where shapes disagree. With
+    `places`, x and y are in another order, as in `selective_scan`.
 
     >>> ones = torch.ones(1, 4, 1)
     >>> causal_conv(ones, torch.ones(1, 3), torch.zeros(1), torch.tensor([[0, 0, 1, 1]])).flatten()
@@ -32,10 +40,14 @@ def causal_conv(x_BTI: Tensor, w_IK: Tensor, bias_I: Tensor, document_BT: Tensor
         raise ValueError(f"x {tuple(x_BTI.shape)}, w, bias and document {shapes} disagree")
     dtype = x_BTI.dtype if x_BTI.dtype == w_IK.dtype == bias_I.dtype else None
     path = choose("causal_conv", _fastest(x_BTI.device.type, dtype))
+    if places is not None and path != "c":
+        y_BTI = causal_conv(permute_rows(x_BTI, *places), w_IK, bias_I, document_BT)
+        return permute_rows(y_BTI, *places[::-1])
     if path == "reference":
         return reference(x_BTI, w_IK, bias_I, document_BT)
     document_BT = document_BT.to(torch.int32).contiguous()
-    return conv_op(x_BTI.contiguous(), w_IK.T.contiguous(), bias_I.contiguous(), document_BT, path)
+    inputs = (x_BTI.contiguous(), w_IK.T.contiguous(), bias_I.contiguous(), document_BT)
+    return conv_op(*inputs, path, None if places is None else places[0])
 
 
 def causal_conv_step(
@@ -69,19 +81,24 @@ def _fastest(device: str, dtype: torch.dtype | None) -> str:
 
 
 @torch.library.custom_op("plait::causal_conv", mutates_args=())
-def conv_op(x: Tensor, w: Tensor, bias: Tensor, document: Tensor, path: str) -> Tensor:
-    """y [B, T, I] of w [K, I] and int32 documents; contiguous inputs, float32 in C."""
+def conv_op(
+    x: Tensor, w: Tensor, bias: Tensor, document: Tensor, path: str, place: Tensor | None = None
+) -> Tensor:
+    """y [B, T, I] of w [K, I], int32 documents and int64 places; contiguous, float32 in C."""
     if path == "triton":
         from plait.kernels import causal_conv_triton
 
         return causal_conv_triton.forward(x, w, bias, document)
     y_BTI = torch.empty_like(x)
-    call("causal_conv", "conv_forward", (*x.shape, len(w)), (x, w, bias, document, y_BTI))
+    tensors = (x, w, bias, document, _place(place, document), y_BTI)
+    call("causal_conv", "conv_forward", (*x.shape, len(w)), tensors)
     return y_BTI
 
 
 @torch.library.custom_op("plait::causal_conv_backward", mutates_args=())
-def conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, document: Tensor, path: str) -> list[Tensor]:
+def conv_backward_op(
+    dy: Tensor, x: Tensor, w: Tensor, document: Tensor, path: str, place: Tensor | None = None
+) -> list[Tensor]:
     """Gradients of x, w and bias."""
     if path == "triton":
         from plait.kernels import causal_conv_triton
@@ -91,28 +108,34 @@ def conv_backward_op(dy: Tensor, x: Tensor, w: Tensor, document: Tensor, path: s
     parts = B * -(-T // STEPS)
     dx_BTI, dw_GKI = torch.empty_like(x), w.new_empty(parts, *w.shape)
     dbias_GI = w.new_empty(parts, I)
-    tensors = (dy.contiguous(), x, w, document, dx_BTI, dw_GKI, dbias_GI)
+    inputs = (dy.contiguous(), x, w, document, _place(place, document))
+    tensors = (*inputs, dx_BTI, dw_GKI, dbias_GI)
     call("causal_conv", "conv_backward", (B, T, I, len(w)), tensors)
     return [dx_BTI, sum_in_order(dw_GKI), sum_in_order(dbias_GI)]
 
 
+def _place(place: Tensor | None, document: Tensor) -> Tensor:
+    return torch.arange(document.numel()) if place is None else place
+
+
 @conv_op.register_fake
-def _(x, w, bias, document, path):
+def _(x, w, bias, document, path, place=None):
     return torch.empty_like(x)
 
 
 @conv_backward_op.register_fake
-def _(dy, x, w, document, path):
+def _(dy, x, w, document, path, place=None):
     return [torch.empty_like(x), torch.empty_like(w), w.new_empty(w.shape[1])]
 
 
 def _save(ctx, inputs, output) -> None:
-    x, w, _, document, ctx.path = inputs
-    ctx.save_for_backward(x, w, document)
+    x, w, _, document, ctx.path, place = inputs
+    ctx.save_for_backward(x, w, document, place)
 
 
 def _differentiate(ctx, dy):
-    return (*conv_backward_op(dy, *ctx.saved_tensors, ctx.path), None, None)
+    *tensors, place = ctx.saved_tensors
+    return (*conv_backward_op(dy, *tensors, ctx.path, place), None, None, None)
 
 
 conv_op.register_autograd(_differentiate, setup_context=_save)

@@ -97,9 +97,12 @@ class _GroupedLinear(torch.autograd.Function):
             for m, rows in _segments(ctx.counts):
                 torch.mm(dy_NO[rows], w_MOD[m], out=dx_ND[rows])
         if ctx.needs_input_grad[1]:
-            dw_MOD = torch.zeros_like(w_MOD, memory_format=torch.contiguous_format)
+            dw_MOD = torch.empty_like(w_MOD, memory_format=torch.contiguous_format)
             for m, rows in _segments(ctx.counts):
                 torch.mm(dy_NO[rows].T, x_ND[rows], out=dw_MOD[m])
+            for m, count in enumerate(ctx.counts):
+                if not count:
+                    dw_MOD[m].zero_()
         if ctx.has_bias and ctx.needs_input_grad[3]:
             dbias_MO = torch.stack([part_NO.sum(0) for part_NO in dy_NO.split(ctx.counts)])
         return dx_ND, dw_MOD, None, dbias_MO

@@ -6,6 +6,8 @@
  * own, and the parts are summed in a fixed order by the caller: the result does not depend on the
  * number of threads. Vectors are the compiler's own (gcc and clang, any processor): loops around
  * exp2_of are not vectorized by themselves, for its conditions become branches.
+ * Step t of row b stands at place[b * T + t] of u, dt, Bs, Cs, y and their gradients, which saves a
+ * caller whose rows are sorted by modality to move them. `reset` is in the order of steps.
  * Letters: B rows, T steps, I channels, S states, J blocks of channels, G groups of KEPT steps.
  */
 #include <stdint.h>
@@ -85,7 +87,7 @@ static block *blocks(int64_t count) {
  * final state. Returns 1 if memory runs out. */
 int scan_forward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const float *u,
                  const float *dt, const float *A, const float *Bs, const float *Cs, const float *D,
-                 const uint8_t *reset, float *y, float *kept) {
+                 const uint8_t *reset, const int64_t *place, float *y, float *kept) {
     const int64_t J = (I + LANES - 1) / LANES, G = (T + KEPT - 1) / KEPT;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
@@ -100,8 +102,8 @@ int scan_forward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const 
                 for (int64_t s = 0; s < S; s++)
                     put(kept + ((b * (G + 1) + (t + KEPT - 1) / KEPT) * S + s) * I + i, h + s, count);
             if (t == T) break;
-            const int64_t at = b * T + t;
-            if (reset[at]) memset(h, 0, S * sizeof(block));
+            const int64_t at = place[b * T + t];
+            if (reset[b * T + t]) memset(h, 0, S * sizeof(block));
             const block ut = take(u + at * I + i, count), dtt = take(dt + at * I + i, count);
             const block in = times(&dtt, &ut);
             block out = times(&d, &ut);
@@ -123,8 +125,8 @@ int scan_forward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const 
  * dD [B, I], dB and dC [J, B, T, S]. Returns 1 if memory runs out. */
 int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const float *dy,
                   const float *u, const float *dt, const float *A, const float *Bs,
-                  const float *Cs, const float *D, const uint8_t *reset, const float *kept,
-                  float *du, float *ddt, float *dA, float *dB, float *dC, float *dD) {
+                  const float *Cs, const float *D, const uint8_t *reset, const int64_t *place,
+                  const float *kept, float *du, float *ddt, float *dA, float *dB, float *dC, float *dD) {
     const int64_t J = (I + LANES - 1) / LANES, G = (T + KEPT - 1) / KEPT;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
@@ -144,8 +146,8 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
             for (int64_t s = 0; s < S; s++)
                 h[s] = take(kept + ((b * (G + 1) + g) * S + s) * I + i, count);
             for (int64_t k = 0; k < steps; k++) {
-                const int64_t at = first + k;
-                const block *before = reset[at] ? zero : h + k * S;
+                const int64_t at = place[first + k];
+                const block *before = reset[first + k] ? zero : h + k * S;
                 const block ut = take(u + at * I + i, count), dtt = take(dt + at * I + i, count);
                 const block in = times(&dtt, &ut);
                 block *after = h + (k + 1) * S, *e = decay + k * S;
@@ -156,8 +158,8 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
                     }
             }
             for (int64_t k = steps - 1; k >= 0; k--) {
-                const int64_t at = first + k;
-                const block *before = reset[at] ? zero : h + k * S;
+                const int64_t at = place[first + k];
+                const block *before = reset[first + k] ? zero : h + k * S;
                 const block *after = h + (k + 1) * S, *e = decay + k * S;
                 const block ut = take(u + at * I + i, count), dtt = take(dt + at * I + i, count);
                 const block dyt = take(dy + at * I + i, count), in = times(&dtt, &ut);
@@ -186,7 +188,7 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
                 }
                 put(du + at * I + i, &dut, count);
                 put(ddt + at * I + i, &ddtt, count);
-                if (reset[at]) memset(carry, 0, S * sizeof(block));
+                if (reset[first + k]) memset(carry, 0, S * sizeof(block));
             }
         }
         for (int64_t l = 0; l < count; l++)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plait.kernels import scan_c, scan_chunked
 from plait.kernels.choose import choose, constant
+from plait.kernels.permute import permute_rows
 
 KEPT = 32
 """Steps between kept states, in every path."""
@@ -29,6 +30,7 @@ def selective_scan(
     C_BTS: Tensor,
     D_I: Tensor,
     reset_BT: Tensor | None = None,
+    places: tuple[Tensor, Tensor] | None = None,
     *,
     return_state: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -37,6 +39,9 @@ def selective_scan(
     `dt` is after softplus and not negative, A is negative, reset is bool. Computed in float32, or
     in float64 if u is; y has u's precision. With `return_state` it is (y, h [B, I, S] after the
     last position), and no gradient flows through that state. ValueError where shapes disagree.
+    With `places`, u, dt, B, C and y are in another order, in which [B, T] is but a shape: position
+    t of row b stands at `places[0][b * T + t]`, and `places[1]` is the inverse permutation. The C
+    path reads them where they stand.
     """
     if reset_BT is None:
         reset_BT = torch.zeros(u_BTI.shape[:2], dtype=torch.bool, device=u_BTI.device)
@@ -44,12 +49,18 @@ def selective_scan(
     dtype = torch.float64 if u_BTI.dtype is torch.float64 else torch.float32
     inputs = [x.to(dtype) for x in (u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I)] + [reset_BT]
     path = choose("selective_scan", _fastest(u_BTI.device.type, dtype))
+    moved = places if path != "c" else None
+    if moved is not None:
+        ordered = {i: permute_rows(inputs[i], *moved) for i in (0, 1, 3, 4)}
+        inputs = [ordered.get(i, x) for i, x in enumerate(inputs)]
     if path == "reference":
         y_BTI, h_BIS = reference(*inputs)
     else:
-        y_BTI, kept_BGSI = scan_op(*(x.contiguous() for x in inputs), path)
+        place_N = places[0] if places is not None and moved is None else None
+        y_BTI, kept_BGSI = scan_op(*(x.contiguous() for x in inputs), path, place_N)
         h_BIS = kept_BGSI[:, -1].transpose(1, 2)
     y_BTI = y_BTI.to(u_BTI.dtype)
+    y_BTI = y_BTI if moved is None else permute_rows(y_BTI, *moved[::-1])
     return (y_BTI, h_BIS.detach()) if return_state else y_BTI
 
 
@@ -98,10 +109,20 @@ def _module(path: str):
 
 @torch.library.custom_op("plait::selective_scan", mutates_args=())
 def scan_op(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, reset: Tensor, path: str
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    reset: Tensor,
+    path: str,
+    place: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """y [B, T, I] and the kept states [B, G + 1, S, I], the final one last; contiguous inputs."""
-    return _module(path).forward(u, dt, A, B, C, D, reset)
+    placed = _placed(path, reset, place)
+    y, kept = _module(path).forward(u, dt, A, B, C, D, reset, *placed)
+    return y.contiguous(), kept.contiguous()
 
 
 @torch.library.custom_op("plait::selective_scan_backward", mutates_args=())
@@ -116,32 +137,44 @@ def scan_backward_op(
     reset: Tensor,
     kept: Tensor,
     path: str,
+    place: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of u, dt, A, B, C and D."""
-    return _module(path).backward(dy.contiguous(), u, dt, A, B, C, D, reset, kept)
+    placed = _placed(path, reset, place)
+    inputs = [dy.contiguous(), u, dt, A, B, C, D, reset, *placed, kept]
+    return [dx.contiguous() for dx in _module(path).backward(*inputs)]  # as the fake says
+
+
+def _placed(path: str, reset: Tensor, place: Tensor | None) -> tuple[Tensor, ...]:
+    """Where steps stand, which the C path alone wants to know."""
+    if path != "c":
+        assert place is None
+        return ()
+    return (torch.arange(reset.numel()) if place is None else place,)
 
 
 @scan_op.register_fake
-def _(u, dt, A, B, C, D, reset, path):
+def _(u, dt, A, B, C, D, reset, path, place=None):
     groups = (u.shape[1] + KEPT - 1) // KEPT
     return torch.empty_like(u), u.new_empty(u.shape[0], groups + 1, A.shape[1], u.shape[2])
 
 
 @scan_backward_op.register_fake
-def _(dy, u, dt, A, B, C, D, reset, kept, path):
+def _(dy, u, dt, A, B, C, D, reset, kept, path, place=None):
     return [torch.empty_like(x) for x in (u, dt, A, B, C, D)]
 
 
 def _save(ctx, inputs, output) -> None:
-    *tensors, ctx.path = inputs
-    ctx.save_for_backward(*tensors, output[1])
+    *tensors, ctx.path, place = inputs
+    ctx.save_for_backward(*tensors, output[1], place)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, dy, dkept):
     if dy is None:
-        return (None,) * 8
-    return (*scan_backward_op(dy, *ctx.saved_tensors, ctx.path), None, None)
+        return (None,) * 9
+    *tensors, place = ctx.saved_tensors
+    return (*scan_backward_op(dy, *tensors, ctx.path, place), None, None, None)
 
 
 scan_op.register_autograd(_differentiate, setup_context=_save)

@@ -14,27 +14,32 @@ def available() -> bool:
     return library("scan") is not None
 
 
-def forward(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT) -> tuple[Tensor, Tensor]:
-    """y and the kept states [B, groups + 1, S, I]; the last of them is the final one."""
+def forward(u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, place_N) -> tuple[Tensor, Tensor]:
+    """y and the kept states [B, groups + 1, S, I]; the last of them is the final one.
+
+    Step t of row b stands at `place_N[b * T + t]` of u, dt, B, C and y, int64.
+    """
     B, T, I = u_BTI.shape
     y_BTI = torch.empty_like(u_BTI)
     kept_BGSI = u_BTI.new_empty(B, -(-T // KEPT) + 1, A_IS.shape[1], I)
     _call(
         "scan_forward",
         (B, T, I, A_IS.shape[1]),
-        (u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, y_BTI, kept_BGSI),
+        (u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, place_N, y_BTI, kept_BGSI),
     )
     return y_BTI, kept_BGSI
 
 
-def backward(dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI) -> list[Tensor]:
+def backward(
+    dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, place_N, kept_BGSI
+) -> list[Tensor]:
     """Gradients of u, dt, A, B, C and D."""
     B, T, I = u_BTI.shape
     blocks = -(-I // 32)
     du_BTI, ddt_BTI = torch.empty_like(u_BTI), torch.empty_like(u_BTI)
     dA_BIS, dD_BI = u_BTI.new_empty(B, *A_IS.shape), u_BTI.new_empty(B, I)
     dB_JBTS, dC_JBTS = (u_BTI.new_empty(blocks, *B_BTS.shape) for _ in range(2))
-    inputs = (dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, kept_BGSI)
+    inputs = (dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, place_N, kept_BGSI)
     parts = (dA_BIS, dB_JBTS, dC_JBTS, dD_BI)
     _call("scan_backward", (B, T, I, A_IS.shape[1]), (*inputs, du_BTI, ddt_BTI, *parts))
     return [du_BTI, ddt_BTI, *(sum_in_order(part) for part in parts)]

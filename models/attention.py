@@ -1,8 +1,9 @@
 """Causal self-attention inside documents, with projections and QK-norm that may be untied.
 
-Queries, keys and values are made in sorted order and moved to sequence order in one gather;
-attention itself sees the original interleaving (arXiv:2411.04996, algorithm 1). QK-norm comes
-before the rotation (arXiv:2405.09818, section 2.3).
+Queries, keys and values are made, normalised and rotated in sorted order; the gathers that
+attention packs documents with start and end in it, so that untying moves nothing more. Attention
+itself sees the original interleaving (arXiv:2411.04996, algorithm 1). QK-norm comes before the
+rotation (arXiv:2405.09818, section 2.3).
 """
 
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ class Attention(nn.Module):
         assert context.layout is not None and context.document_BT is not None
         assert context.turn is not None
         shape = (*context.document_BT.shape, self.heads, self.head_dim)
-        q_NHK, k_NHK, v_NHK = self._project(x_ND, context).unbind(1)
+        q_NHK, k_NHK, v_NHK = self._project(x_ND, context)
         q_BTHK = rotate(q_NHK.view(shape), context.turn)
         k_BTHK = rotate(k_NHK.view(shape), context.turn)
         o_BTHK = attention(q_BTHK, k_BTHK, v_NHK.view(shape), context.layout)
-        return self.o(context.order.sort(o_BTHK.reshape(len(x_ND), -1)), context.order)
+        return self.o(o_BTHK.reshape(len(x_ND), -1), context.order)
 
     def start(self, batch_size: int, device: torch.device) -> AttentionCache:
         """An empty cache."""
@@ -69,7 +70,7 @@ class Attention(nn.Module):
     def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
         """One position of each row, [B, D] sorted, to [B, D]."""
         assert context.turn is not None
-        q_BHK, k_BHK, v_BHK = self._project(x_BD, context).unbind(1)
+        q_BHK, k_BHK, v_BHK = map(context.order.unsort, self._project(x_BD, context))
         q_B1HK = rotate(q_BHK[:, None], context.turn)
         k_B1HK = rotate(k_BHK[:, None], context.turn)
         k_BSHK, v_BSHK = cache.append(k_B1HK[:, 0], v_BHK)
@@ -78,15 +79,14 @@ class Attention(nn.Module):
         )
         return self.o(context.order.sort(o_BH1K.flatten(1)), context.order)
 
-    def _project(self, x_ND: Tensor, context: Context) -> Tensor:
-        """Queries, keys and values in sequence order, [N, 3, H, K]."""
+    def _project(self, x_ND: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, sorted, each [N, H, K]."""
         qkv_N3HK = self.qkv(x_ND, context.order).view(len(x_ND), 3, self.heads, self.head_dim)
+        q_NHK, k_NHK, v_NHK = qkv_N3HK.unbind(1)
         if self.q_norm is not None and self.k_norm is not None:
-            q_NHK, k_NHK, v_NHK = qkv_N3HK.unbind(1)
             q_NHK = self.q_norm(q_NHK, context.order)
             k_NHK = self.k_norm(k_NHK, context.order)
-            qkv_N3HK = torch.stack((q_NHK, k_NHK, v_NHK), dim=1)
-        return context.order.unsort(qkv_N3HK)
+        return q_NHK, k_NHK, v_NHK
 
 
 def _double(x_BSHK: Tensor) -> Tensor:

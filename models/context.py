@@ -17,9 +17,9 @@ class Context:
     order: Order
     """How the flat positions N are sorted."""
     turn: tuple[Tensor, Tensor] | None = None
-    """Rotary cosine and sine, [B, T, 1, K/2]; None without attention."""
+    """Rotary cosine and sine, [B, T, 1, K/2], sorted; None without attention."""
     layout: AttentionLayout | None = None
-    """None in a step, where the cache takes its place."""
+    """That of sorted positions; None in a step, where the cache takes its place."""
     document_BT: Tensor | None = None
     reset_BT: Tensor | None = None
     values: ValueTable | None = None

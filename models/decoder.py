@@ -234,8 +234,8 @@ class Decoder(nn.Module):
         order = plan.order if self.config.by_modality else plan.order.unsorted()
         context = Context(
             order=order,
-            turn=self._turn(plan.position_BT),
-            layout=plan.layout,
+            turn=self._turn(order.sort(plan.position_BT.flatten()).view_as(plan.position_BT)),
+            layout=plan.sorted_layout if self.config.by_modality else plan.layout,
             document_BT=plan.document_BT,
             reset_BT=plan.reset_BT,
             values=self.values,

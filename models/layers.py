@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.grouped_linear import grouped_linear
-from plait.kernels.modality_norm import modality_norm
+from plait.kernels.rms_norm import rms_norm
 from plait.models.plan import Order
 
 
@@ -34,11 +34,12 @@ class ModalityLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x_ND: Tensor, order: Order) -> Tensor:
-        """[N, I] to [N, O]."""
+    def forward(self, x_ND: Tensor, order: Order, bias_MO: Tensor | None = None) -> Tensor:
+        """[N, I] to [N, O]; `bias_MO` takes the place of a bias that the layer does not have."""
+        bias_MO = self.bias if bias_MO is None else bias_MO
         if len(self.weight) == 1:
-            return F.linear(x_ND, self.weight[0], None if self.bias is None else self.bias[0])
-        return grouped_linear(x_ND, self.weight, order.counts, self.bias)
+            return F.linear(x_ND, self.weight[0], None if bias_MO is None else bias_MO[0])
+        return grouped_linear(x_ND, self.weight, order.counts, bias_MO)
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""
@@ -61,10 +62,8 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
-        weight_MD = self.weight.to(x_ND.dtype)
-        if len(weight_MD) == 1:
-            return F.rms_norm(x_ND, self.weight.shape[1:], weight_MD[0], self.eps)
-        return modality_norm(x_ND, weight_MD, order.counts, self.eps)
+        counts = order.counts if len(self.weight) > 1 else (len(x_ND),)
+        return rms_norm(x_ND, self.weight.to(x_ND.dtype), counts, self.eps)
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""

@@ -67,24 +67,23 @@ class Mamba(nn.Module):
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D], both sorted."""
         assert context.document_BT is not None and context.reset_BT is not None
+        shape, places = context.document_BT.shape, context.order.places
         u_NI, z_NI = self.in_proj(x_ND, context.order).chunk(2, dim=-1)
-        u_BTI = context.order.unsort(u_NI).unflatten(0, context.document_BT.shape)
-        u_BTI = causal_conv(u_BTI, self.conv_weight, self.conv_bias, context.document_BT)
-        u_BTI = F.silu(u_BTI)
-        dt_NI, B_NS, C_NS = self._selection(u_BTI.flatten(0, 1), context)
-        shape = u_BTI.shape[:2]
+        conv = (self.conv_weight, self.conv_bias, context.document_BT)
+        u_NI = F.silu(causal_conv(u_NI.unflatten(0, shape), *conv, places)).flatten(0, 1)
+        dt_NI, B_NS, C_NS = self._selection(u_NI, context)
         y_BTI = selective_scan(
-            u_BTI,
+            u_NI.unflatten(0, shape),
             dt_NI.unflatten(0, shape),
             self._A,
             B_NS.unflatten(0, shape),
             C_NS.unflatten(0, shape),
             self.D,
             context.reset_BT,
+            places,
         )
         assert isinstance(y_BTI, Tensor)
-        y_NI = context.order.sort(y_BTI.flatten(0, 1)) * F.silu(z_NI)
-        return self.out_proj(y_NI, context.order)
+        return self.out_proj(y_BTI.flatten(0, 1) * F.silu(z_NI), context.order)
 
     def start(self, batch_size: int, device: torch.device) -> MambaCache:
         """An empty cache."""
@@ -101,7 +100,8 @@ class Mamba(nn.Module):
             cache.window_BKI, context.order.unsort(u_BI), self.conv_weight, self.conv_bias
         )
         u_BI = F.silu(u_BI)
-        dt_BI, B_BS, C_BS = self._selection(u_BI, context)
+        selection = self._selection(context.order.sort(u_BI), context)
+        dt_BI, B_BS, C_BS = map(context.order.unsort, selection)
         y_BI, cache.state_BIS = selective_scan_step(
             cache.state_BIS, u_BI, dt_BI, self._A, B_BS, C_BS, self.D
         )
@@ -117,11 +117,11 @@ class Mamba(nn.Module):
         return -self.A_log.float().exp()
 
     def _selection(self, u_NI: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Step size, and input and output maps of the state, in sequence order; float32."""
-        tied = len(self.x_proj.weight) == len(self.dt_proj.weight) == 1
-        order = context.order.unsorted() if tied else context.order
-        selection = self.x_proj(order.sort(u_NI), order)
-        dt_NR, BC_NS = selection.split((self.rank, 2 * self.states), dim=-1)
-        dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
-        B_NS, C_NS = order.unsort(BC_NS).float().chunk(2, dim=-1)
-        return order.unsort(softplus(dt_NI)), B_NS, C_NS
+        """Step size, and input and output maps of the state, sorted; float32."""
+        order, sizes = context.order, (self.rank, self.states, self.states)
+        dt_NR, B_NS, C_NS = self.x_proj(u_NI, order).split(sizes, dim=-1)
+        if torch.is_autocast_enabled(u_NI.device.type):  # a small bias in full precision
+            dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
+        else:
+            dt_NI = self.dt_proj(dt_NR, order, self.dt_bias)
+        return softplus(dt_NI), B_NS.float(), C_NS.float()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels.attention import AttentionLayout
+from plait.kernels.permute import permute
 from plait.pipeline.batch import Batch
 
 
@@ -61,17 +62,20 @@ class Order:
             inverse_N=None,
         )
 
+    @property
+    def places(self) -> tuple[Tensor, Tensor] | None:
+        """Where flat positions stand, and the inverse; None where nothing is moved."""
+        if self.permutation_N is None or self.inverse_N is None:
+            return None
+        return self.inverse_N, self.permutation_N
+
     def sort(self, x_N: Tensor) -> Tensor:
         """Rows in flat order to sorted order, [N, ...]."""
-        if self.permutation_N is None:
-            return x_N
-        return _Permute.apply(x_N, self.permutation_N, self.inverse_N)
+        return x_N if self.places is None else permute(x_N, *self.places[::-1])
 
     def unsort(self, x_N: Tensor) -> Tensor:
         """Rows in sorted order to flat order, [N, ...]."""
-        if self.permutation_N is None:
-            return x_N
-        return _Permute.apply(x_N, self.inverse_N, self.permutation_N)
+        return x_N if self.places is None else permute(x_N, *self.places)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same order with its tensors on another device."""
@@ -88,30 +92,15 @@ class Order:
         return flat_J if self.inverse_N is None else self.inverse_N[flat_J]
 
 
-class _Permute(torch.autograd.Function):
-    """Rows in another order; the gradient goes back by a gather too, not by an addition."""
-
-    @staticmethod
-    def forward(x_N: Tensor, index_N: Tensor, back_N: Tensor) -> Tensor:
-        return x_N.index_select(0, index_N)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[1], inputs[2])
-
-    @staticmethod
-    def backward(ctx, dx_N: Tensor):
-        index_N, back_N = ctx.saved_tensors
-        return _Permute.apply(dx_N, back_N, index_N), None, None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plan:
     """All that a model needs to know of a batch's positions; made once, used by every layer."""
 
     order: Order
     layout: AttentionLayout
-    """Which positions attend to which."""
+    """Which positions attend to which, in flat order."""
+    sorted_layout: AttentionLayout
+    """The same in the order of `order`."""
     document_BT: Tensor
     position_BT: Tensor
     reset_BT: Tensor
@@ -132,9 +121,13 @@ class Plan:
         reset_BT = torch.ones_like(cpu.padding_BT)
         reset_BT[:, 1:] = cpu.document_BT[:, 1:] != cpu.document_BT[:, :-1]
         targets = _targets(cpu)
+        order = Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT))
+        assert order.permutation_N is not None and order.inverse_N is not None
+        layout = AttentionLayout.of(cpu.document_BT)
         plan = cls(
-            order=Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT)),
-            layout=AttentionLayout.of(cpu.document_BT),
+            order=order,
+            layout=layout,
+            sorted_layout=layout.sorted(order.permutation_N, order.inverse_N),
             document_BT=cpu.document_BT,
             position_BT=cpu.position_BT,
             reset_BT=reset_BT,

@@ -3,7 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plait.kernels import attention as attention_module
 from plait.kernels.attention import AttentionLayout, attention, reference
+from plait.kernels.permute import permute_rows
 
 from .check import check
 
@@ -49,6 +51,23 @@ def test_odd_lengths(lengths):
 
 def test_padding_before_and_between_documents():
     compare(torch.tensor([[-1, -1, 0, 0, -1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6, -1]]))
+
+
+@pytest.mark.parametrize("lengths", [(30, 34, 3), (70,)])
+@pytest.mark.parametrize("path", ["buckets", "reference"])
+def test_positions_in_another_order(path, lengths, monkeypatch):
+    """What attends to what is as before, wherever the positions stand."""
+    monkeypatch.setattr(attention_module, "choose", lambda op, fast: path)
+    document_BT = rows(*lengths, seq_len=70, batch=2)
+    permutation_N = torch.randperm(140)
+    order = permutation_N, permutation_N.argsort()
+    layout = AttentionLayout.of(document_BT).sorted(*order)
+
+    def moved(*qkv):
+        o_BTHK = attention(*(permute_rows(x, *order) for x in qkv), layout)
+        return permute_rows(o_BTHK, *order[::-1])
+
+    check(moved, lambda q, k, v: reference(q, k, v, document_BT), qkv(document_BT))
 
 
 def test_compiles():

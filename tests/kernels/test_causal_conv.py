@@ -3,7 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plait.kernels import causal_conv as causal_conv_module
 from plait.kernels.causal_conv import causal_conv, causal_conv_step, conv_op, reference
+from plait.kernels.permute import permute_rows
 
 from .check import check, check_op
 
@@ -52,6 +54,22 @@ def test_equals_the_definition(B, T, I, K):
 
 def test_odd_lengths():
     compare(2, 1000, 5, 4)
+
+
+@pytest.mark.parametrize("path", ["c", "reference"])
+def test_rows_in_another_order(path, monkeypatch):
+    """Positions scattered over both sequences give what they give in order."""
+    monkeypatch.setattr(causal_conv_module, "choose", lambda op, fast: path)
+    tensors, document_BT = inputs(2, 75, 9, 4)
+    place_N = torch.randperm(150)
+    places = place_N, place_N.argsort()
+
+    def moved(x, w, bias):
+        x = permute_rows(x, *places[::-1])
+        return permute_rows(causal_conv(x, w, bias, document_BT, places), *places)
+
+    expected = lambda *x: reference(*x, document_BT)  # noqa: E731
+    check(moved, expected, tensors, tolerance=5e-5, compiled=path == "c")
 
 
 def test_compiles():

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.kernels import choose, compile_c, scan_c
+from plait.kernels import choose, compile_c, scan, scan_c
+from plait.kernels.permute import permute_rows
 from plait.kernels.scan import reference, scan_op, selective_scan, selective_scan_step
 
 from .check import check, check_op
@@ -57,6 +58,31 @@ def test_the_op_holds_together_and_compiles(path):
     tensors, reset = inputs(2, 40, 6, 3)
     check_op(scan_op, (*(x.requires_grad_() for x in tensors), reset, path))
     compare(path, 2, 40, 6, 3, compiled=True)
+
+
+@pytest.mark.parametrize("path", [*PATHS, "reference"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_in_another_order(path, compiled, monkeypatch):
+    """Steps whose rows are scattered over both sequences give what they give in order."""
+    monkeypatch.setattr(scan, "choose", lambda op, fast: path)
+    tensors, reset = inputs(2, 75, 37, 3)
+    place_N = torch.randperm(150)
+    places = place_N, place_N.argsort()
+    rows = (0, 1, 3, 4)
+
+    def moved(*x):
+        scattered = [permute_rows(t, *places[::-1]) if i in rows else t for i, t in enumerate(x)]
+        return permute_rows(selective_scan(*scattered, reset, places), *places)
+
+    if compiled and path == "reference":
+        pytest.skip("the definition is a loop that a compiler would unroll")
+    check(moved, lambda *x: reference(*x, reset)[0], tensors, compiled=compiled)
+
+
+def test_the_op_with_places_holds_together():
+    tensors, reset = inputs(2, 40, 6, 3)
+    args = (*(x.requires_grad_() for x in tensors), reset, "c", torch.randperm(80))
+    check_op(scan_op, args)
 
 
 def test_the_public_function_compiles():

@@ -47,6 +47,18 @@ COMBINATIONS = {
         "memory_qk_norm": False,
     },
     "no_gate": {"channels": ("memory",), "memory_gate": False, "qk_norm": "none"},
+    "mamba_experts": {
+        "mixers": ("mamba",),
+        "channels": ("experts",),
+        "experts": (2, 3, 1),
+        "untie": ("in", "x", "dt", "out", "norm"),
+    },
+    "everything": {
+        "mixers": ("mamba", "attention"),
+        "channels": ("memory", "experts"),
+        "untie": ("x", "out", "qkv", "o"),
+        "causal_choice": "auxiliary",
+    },
     "mamba_dt": {"mixers": ("mamba",), "channels": ("ffn",), "untie": ("dt",)},
 }
 

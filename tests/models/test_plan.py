@@ -66,6 +66,15 @@ def test_documents_start_where_the_number_changes(new_batch):
     assert reset_BT.sum().item() == 5 + 3
 
 
+def test_the_sorted_layout_is_the_layout_of_the_order(new_batch):
+    plan = Plan.of(new_batch(ROWS, padding=3))
+    order, layout, moved = plan.order, plan.layout, plan.sorted_layout
+    assert torch.equal(order.permutation_N[moved.index_P], layout.index_P)
+    assert torch.equal(moved.inverse_N[order.inverse_N], layout.inverse_N)
+    assert torch.equal(order.permutation_N[moved.padding_N], layout.padding_N)
+    assert moved.buckets == layout.buckets
+
+
 def test_plan_moves_to_another_device(new_batch):
     plan = Plan.of(new_batch(ROWS))
     moved = plan.to("meta")
