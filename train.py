@@ -114,7 +114,9 @@ class Run:
         """Steps of the run: those asked for, or fewer where it ends with a stream."""
         whole = self.loader.steps
         asked = self.config.steps
-        return asked if whole is None else min(asked, whole // self.config.rows.accumulate)
+        if whole is None:
+            return asked
+        return min(asked, self.step + (whole - self.loader.step) // self.config.rows.accumulate)
 
     def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
         """One optimizer step; returns the learning rate that it used."""
