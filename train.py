@@ -152,10 +152,10 @@ class Run:
     def validate(self) -> Line:
         """Losses over the first batches of the held-out documents; causal for every model.
 
-        Beside them, where experts choose among all tokens in training, the same by that choice.
+        Beside them, where parts choose among all tokens in training, the same by that choice.
         """
         found = self._validate(leaking=False)
-        if "experts" in self.config.model.channels:
+        if self.config.model.chooses:
             leaking = self._validate(leaking=True)
             found |= {f"leaking_{name}": value for name, value in leaking.items()}
         return found

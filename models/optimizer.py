@@ -6,6 +6,7 @@ scan's `A_log` and `D` are not decayed.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -131,9 +132,9 @@ class Optimizer:
             self.table.load_state_tensors(table)
 
 
-def _freeze(model: Decoder, only: tuple[str, ...]) -> dict[str, str]:
+def _freeze(model: Decoder, only: tuple[str, ...]) -> Mapping[str, str]:
     """Kinds of the parameters to train by name; all others lose their gradient."""
-    kinds = dict(model.parameter_kinds())
+    kinds = model.parameter_kinds()
     for name, parameter in model.named_parameters():
         if only and not any(part in name for part in only):
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""`plait upcycle RUN --out NEW`: a trained run becomes the seed of one with experts or untied parts.
+"""`plait upcycle RUN --out NEW`: a trained run as the seed of one with experts or untied parts.
 
 Upcycling (MoMa, arXiv:2407.21770, section 2.5): the feed-forward of each modality is copied to all
 experts of its group, whose routers are drawn anew; a shared part that becomes untied is copied for
@@ -33,7 +33,7 @@ from plait.tokenizers.errors import ConfigError
 
 MODEL_MAY_CHANGE = (
     *("channels", "untie", "experts", "capacity", "expert_choice", "causal_choice"),
-    *("gate_after_norm", "router_noise", "z_loss"),
+    *("gate_after_norm", "router_noise", "z_loss", "depth_capacity", "depth_every"),
 )
 """Fields of the model that the new run may be given anew; all others shape copied weights."""
 MAY_CHANGE = (
