@@ -7,8 +7,10 @@ alone, at their own positions; a Mamba block's state passes over the others. Exp
 choose among the tokens that pass. Who passes in eval and in generation follows from the token
 itself, by the same rules as for experts (routing.py).
 
-The chosen tokens of all rows become one row of documents, made on the CPU: one wait for the device
-in each such block. In `step` each row has a cache of its own, for the tokens that took the block.
+At a capacity of 1/4 and width 512 such a block costs 0.29 of the whole one on a CPU. The chosen
+tokens of all rows become one row of documents; this is worked out on the CPU, so a GPU is waited
+for in each such block. In `step` each row has a cache of its own, for the tokens that took the
+block, and mixes by itself.
 """
 
 from collections.abc import Callable

@@ -4,11 +4,13 @@ Upcycling (MoMa, arXiv:2407.21770, section 2.5): the feed-forward of each modali
 experts of its group, whose routers are drawn anew; a shared part that becomes untied is copied for
 each modality (dense to Mixture-of-Transformers, Mamba to Mixture-of-Mamba), and so far the model
 computes what it did. All else stays, the loader's position too: no row is trained on twice. Step,
-learning-rate schedule and the optimizer's moments begin anew. With Gumbel noise on the router
-(`router_noise`, 1 by default here) experts that are born equal come to differ.
+learning-rate schedule and the optimizer's moments begin anew; steps of a `mixture.schedule` count
+from the seed's first row. With Gumbel noise on the router (`router_noise`, 1 by default here)
+experts that are born equal come to differ.
 
-The same command prepares routers for inference that are trained after the model (section 2.4):
-`--model.causal-choice auxiliary --optimizer.only auxiliary`, where experts stay as they are.
+The same command prepares routers for inference that are trained after the model (section 2.4), all
+else standing still: `--model.causal-choice auxiliary --model.router-noise 0 --optimizer.only
+auxiliary`.
 """
 
 import json
@@ -148,8 +150,8 @@ def _copied(
 ) -> Tensor:
     """What a tensor of the new model begins with; `drawn` is what it was drawn as."""
     found = state.get(name)
-    if ".router." in name:
-        return drawn if found is None or not same_experts else found
+    if ".router." in name and (found is None or not (same_experts or ".depth." in name)):
+        return drawn
     if found is not None and found.shape[1:] == drawn.shape[1:] and len(found) in (1, len(drawn)):
         return found.expand_as(drawn)
     feed_forward = state[f"{name}.weight"] if found is None else found
@@ -179,6 +181,11 @@ def _check(old: ModelConfig, new: ModelConfig, modalities: int) -> None:
             f"model.untie: {', '.join(tied)} of the run have weights for each modality and cannot "
             f"be shared again; give --model.untie {' '.join(old.untie)} or more"
         )
+    if any(old.depths) and old.depths != new.depths:
+        raise ConfigError(
+            f"model.depth_capacity, depth_every: blocks {_numbers(old.depths)} of the run are "
+            f"passed by some tokens only, now {_numbers(new.depths)}; such a block has to stay one"
+        )
     if "experts" not in old.channels:
         return
     before, now = _sizes(old, modalities), _sizes(new, modalities)
@@ -192,6 +199,10 @@ def _check(old: ModelConfig, new: ModelConfig, modalities: int) -> None:
         raise ConfigError(
             "model.channels: the run has experts and feed-forwards; upcycle one of them at a time"
         )
+
+
+def _numbers(depths: tuple[bool, ...]) -> list[int]:
+    return [i for i, depth in enumerate(depths) if depth]
 
 
 def _sizes(config: ModelConfig, modalities: int) -> list[int]:

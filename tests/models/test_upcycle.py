@@ -61,6 +61,22 @@ def test_experts_with_equal_gates_are_the_seed(seed, experts, new_decoder, new_b
     torch.testing.assert_close(said_JV, wanted_JV, rtol=0, atol=1e-5)
 
 
+def test_depth_is_drawn_anew_or_kept(new_decoder):
+    grown = replace(suggested(DENSE), depth_capacity=0.25)
+    new = upcycle(new_decoder(DENSE), grown)
+    router = new.blocks[0].depth.router
+    assert router.weight.any() and not router.threshold_E.any()
+    router.threshold_E.fill_(0.7)
+    one = replace(DENSE, channels=("experts",), experts=(1,), depth_capacity=0.25)
+    seed = new_decoder(one)
+    kept = upcycle(seed, replace(one, experts=(2,))).blocks[0].depth.router
+    assert torch.equal(kept.weight, seed.blocks[0].depth.router.weight)
+    again = upcycle(new, replace(grown, untie=("o",), router_noise=0.0))
+    assert again.blocks[0].depth.router.threshold_E == router.threshold_E
+    assert torch.equal(again.blocks[0].depth.router.weight, router.weight)
+    assert torch.equal(again.blocks[0].channel.router.weight, new.blocks[0].channel.router.weight)
+
+
 def share_out_evenly(monkeypatch) -> None:
     """Gates of 1/n where n experts took a token."""
     forward = Experts.forward
@@ -134,6 +150,11 @@ def test_what_is_suggested():
             replace(DENSE, channels=("experts", "ffn"), experts=(1,)),
             replace(DENSE, channels=("experts",), experts=(2,)),
             "one of them at a time",
+        ),
+        (
+            replace(DENSE, depth_capacity=0.5),
+            replace(MOT, depth_capacity=0.5, depth_every=1),
+            r"blocks \[0\] of the run are passed by some tokens only, now \[0, 1\]",
         ),
     ],
 )
@@ -244,7 +265,8 @@ def test_auxiliary_routers_are_trained_and_nothing_else(sample_stream, tmp_path,
     more = ["--model.n-layers", "2", "--steps", "10"]
     words = ["train", "moma", "--data", str(sample_stream), "--out", str(run), *SMALL, *more]
     assert cli.main(words) == 0
-    routers = ["--model.causal-choice", "auxiliary", "--optimizer.only", "auxiliary"]
+    routers = ["--model.causal-choice", "auxiliary", "--model.router-noise", "0"]
+    routers += ["--optimizer.only", "auxiliary"]
     routers += ["--steps", "100", "--optimizer.lr", "1e-2", "--log.every", "100"]
     assert cli.main(["upcycle", str(run), "--out", str(out), *routers]) == 0
     before = agreement(out)
