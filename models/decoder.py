@@ -19,7 +19,7 @@ from plait.kernels.cross_entropy import linear_cross_entropy
 from plait.models.attention import Attention, AttentionCache
 from plait.models.config import Channel, Mixer, ModelConfig
 from plait.models.context import Context
-from plait.models.depth import Depth
+from plait.models.depth import Depth, DepthCache
 from plait.models.experts import Experts
 from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
@@ -50,8 +50,7 @@ class Losses:
     """Scalars by name: `output_rms`, and what the parts note of themselves."""
 
 
-BlockCache = AttentionCache | MambaCache | list[AttentionCache | MambaCache]
-"""Of one block; a list has one for each row, which took the block at steps of its own."""
+BlockCache = AttentionCache | MambaCache | DepthCache
 
 
 @dataclass(eq=False)
@@ -97,15 +96,14 @@ class Block(nn.Module):
     def start(self, batch_size: int, device: torch.device) -> BlockCache:
         """An empty cache."""
         if self.depth is not None:
-            return [self.mixer.start(1, device) for _ in range(batch_size)]
+            return DepthCache([self.mixer.start(1, device) for _ in range(batch_size)])
         return self.mixer.start(batch_size, device)
 
     def step(self, x_BD: Tensor, context: Context, cache: BlockCache) -> Tensor:
         """One position of each row, [B, D] sorted."""
         if self.depth is not None:
-            assert isinstance(cache, list)
-            step = self.mixer.step
-            return self.depth.step(x_BD, context, lambda x, c, b: step(x, c, cache[b]), self._run)
+            assert isinstance(cache, DepthCache)
+            return self.depth.step(x_BD, context, self.mixer.step, cache, self._run)
         return self._run(x_BD, context, lambda x, c: self.mixer.step(x, c, cache))
 
     def _run(self, x_ND: Tensor, context: Context, mix=None) -> Tensor:

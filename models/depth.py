@@ -14,17 +14,26 @@ block, and mixes by itself.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from plait.kernels.attention import AttentionLayout
+from plait.models.attention import AttentionCache
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.layers import put, take
+from plait.models.mamba import MambaCache
 from plait.models.plan import Order
 from plait.models.routing import Router
+
+
+@dataclass(eq=False)
+class DepthCache:
+    """A cache for each row, of the tokens that took the block."""
+
+    rows: list[AttentionCache | MambaCache]
 
 
 class Depth(nn.Module):
@@ -60,31 +69,25 @@ class Depth(nn.Module):
         """A batch of padding passes unchanged, and every parameter gets a gradient of zero."""
         return x_ND + 0 * (block(x_ND, context) - x_ND + gate_J.sum())
 
-    def step(
-        self,
-        x_BD: Tensor,
-        context: Context,
-        mix: Callable[[Tensor, Context, int], Tensor],
-        block: Callable[[Tensor, Context, Callable[[Tensor, Context], Tensor]], Tensor],
-    ) -> Tensor:
+    def step(self, x_BD: Tensor, context: Context, mix, cache: DepthCache, block) -> Tensor:
         """One position of each row, [B, D] sorted.
 
-        `mix(x_1D, context, b)` is a step of the sequence mixer with the cache of row b, and
-        `block(x_JD, context, mixer)` the whole block with a mixer of that kind for all.
+        `mix(x_1D, context, cache)` is the sequence mixer's step of one row, and `block(x_JD,
+        context, mix)` the block with a mixer of all rows in place of its own.
         """
         row_J, gate_J = self._choose(x_BD, context)
         if not len(row_J):
             return x_BD
-        part = chosen(context, row_J)
 
         def mix_rows(x_JD: Tensor, part: Context) -> Tensor:
             permutation_B = context.order.permutation_N
             b_J = row_J if permutation_B is None else permutation_B[row_J]
             modality_J = _modality(row_J.cpu(), context.order).tolist()
             singles = zip(x_JD.split(1), modality_J, b_J.tolist(), strict=True)
-            return torch.cat([mix(x_1D, _single(context, m, b), b) for x_1D, m, b in singles])
+            return torch.cat([mix(x, _single(context, m, b), cache.rows[b]) for x, m, b in singles])
 
-        added_JD = (block(take(x_BD, row_J), part, mix_rows) - x_BD[row_J]) * gate_J[:, None]
+        x_JD = take(x_BD, row_J)
+        added_JD = (block(x_JD, chosen(context, row_J), mix_rows) - x_JD) * gate_J[:, None]
         return x_BD + put(added_JD.to(x_BD.dtype), row_J, len(x_BD))
 
     def _choose(self, x_ND: Tensor, context: Context) -> tuple[Tensor, Tensor]:
