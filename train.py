@@ -114,7 +114,9 @@ class Run:
         """Steps of the run: those asked for, or fewer where it ends with a stream."""
         whole = self.loader.steps
         asked = self.config.steps
-        return asked if whole is None else min(asked, whole // self.config.rows.accumulate)
+        if whole is None:
+            return asked
+        return min(asked, self.step + (whole - self.loader.step) // self.config.rows.accumulate)
 
     def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
         """One optimizer step; returns the learning rate that it used."""
@@ -150,10 +152,10 @@ class Run:
     def validate(self) -> Line:
         """Losses over the first batches of the held-out documents; causal for every model.
 
-        Beside them, where experts choose among all tokens in training, the same by that choice.
+        Beside them, where parts choose among all tokens in training, the same by that choice.
         """
         found = self._validate(leaking=False)
-        if "experts" in self.config.model.channels:
+        if self.config.model.chooses:
             leaking = self._validate(leaking=True)
             found |= {f"leaking_{name}": value for name, value in leaking.items()}
         return found

@@ -82,6 +82,12 @@ class ModelConfig:
     router_noise: float = 0.0
     """Scale of the Gumbel-sigmoid noise on router logits in training; 1 in MoMa's upcycling."""
 
+    depth_capacity: float = 1.0
+    """Share of a micro-batch's tokens that pass a block of mixture-of-depths, the others staying on
+    the residual; 1 is off, 0.25 in MoMa. How they are told in eval is `causal_choice`."""
+    depth_every: int = 2
+    """Which blocks those are: the first of every so many."""
+
     memory_keys: int = 64
     """Half keys of a head; a memory has the square of it slots."""
     memory_heads: int = 4
@@ -109,6 +115,18 @@ class ModelConfig:
             (self.mixers[i % len(self.mixers)], self.channels[i % len(self.channels)])
             for i in range(self.n_layers)
         )
+
+    @property
+    def depths(self) -> tuple[bool, ...]:
+        """Which blocks only some tokens pass."""
+        return tuple(
+            self.depth_capacity < 1 and i % self.depth_every == 0 for i in range(self.n_layers)
+        )
+
+    @property
+    def chooses(self) -> bool:
+        """Whether any part chooses among the tokens of a batch in training."""
+        return "experts" in self.channels or any(self.depths)
 
     @property
     def by_modality(self) -> bool:
@@ -160,9 +178,13 @@ class ModelConfig:
             low = 0 if field.name in may_be_zero else 1
             if type(field.default) is int and (type(value) is not int or value < low):
                 raise ConfigError(f"model.{field.name}: {value!r} should be an integer >= {low}")
-        for name in ("norm_eps", "rope_theta", "capacity"):
+        for name in ("norm_eps", "rope_theta", "capacity", "depth_capacity"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} should be above 0")
+        if self.depth_capacity > 1:
+            raise ConfigError(
+                f"model.depth_capacity: {self.depth_capacity} should be a share, up to 1"
+            )
         for name in ("z_loss", "router_noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.{name}: {getattr(self, name)!r} should be 0 or more")

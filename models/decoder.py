@@ -20,6 +20,7 @@ from plait.kernels.cross_entropy import linear_cross_entropy
 from plait.models.attention import Attention, AttentionCache
 from plait.models.config import Channel, Mixer, ModelConfig
 from plait.models.context import Context
+from plait.models.depth import Depth, DepthCache
 from plait.models.experts import Experts
 from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
@@ -50,11 +51,14 @@ class Losses:
     """Scalars by name: `output_rms`, and what the parts note of themselves."""
 
 
+BlockCache = AttentionCache | MambaCache | DepthCache
+
+
 @dataclass(eq=False)
 class Cache:
     """State of stepwise inference; every row is at the same position of one document."""
 
-    mixers: list[AttentionCache | MambaCache]
+    mixers: list[BlockCache]
     batch_size: int
     length: int = 0
 
@@ -63,9 +67,17 @@ class Block(nn.Module):
     """A sequence mixer and a channel mixer, each with its norm before or after it."""
 
     def __init__(
-        self, config: ModelConfig, mixer: Mixer, channel: Channel, modalities: int, gain: float
+        self,
+        config: ModelConfig,
+        mixer: Mixer,
+        channel: Channel,
+        modalities: int,
+        gain: float,
+        depth: bool = False,
     ) -> None:
+        """`depth` says whether only some tokens pass it."""
         super().__init__()
+        self.depth = Depth(config) if depth else None
         self.post = config.norm == "post"
         norms = modalities if "norm" in config.untie else 1
         self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
@@ -78,15 +90,27 @@ class Block(nn.Module):
 
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D], sorted."""
-        return self._channel(self._residual(x_ND, self.mixer_norm, self.mixer, context), context)
+        if self.depth is not None:
+            return self.depth(x_ND, context, self._run)
+        return self._run(x_ND, context)
 
-    def step(self, x_BD: Tensor, context: Context, cache: AttentionCache | MambaCache) -> Tensor:
+    def start(self, batch_size: int, device: torch.device) -> BlockCache:
+        """An empty cache."""
+        if self.depth is not None:
+            return DepthCache([self.mixer.start(1, device) for _ in range(batch_size)])
+        return self.mixer.start(batch_size, device)
+
+    def step(self, x_BD: Tensor, context: Context, cache: BlockCache) -> Tensor:
         """One position of each row, [B, D] sorted."""
+        if self.depth is not None:
+            assert isinstance(cache, DepthCache)
+            return self.depth.step(x_BD, context, self.mixer.step, cache, self._run)
+        return self._run(x_BD, context, lambda x, c: self.mixer.step(x, c, cache))
 
-        def mix(x_BD: Tensor, context: Context) -> Tensor:
-            return self.mixer.step(x_BD, context, cache)
-
-        return self._channel(self._residual(x_BD, self.mixer_norm, mix, context), context)
+    def _run(self, x_ND: Tensor, context: Context, mix=None) -> Tensor:
+        """The block itself, with its sequence mixer or `mix` in its place."""
+        x_ND = self._residual(x_ND, self.mixer_norm, mix or self.mixer, context)
+        return self._channel(x_ND, context)
 
     def _channel(self, x_ND: Tensor, context: Context) -> Tensor:
         if self.channel is None:
@@ -125,7 +149,8 @@ class Decoder(nn.Module):
         table_V = torch.from_numpy(vocabulary.modality_table.astype("int64"))
         self.register_buffer("modality_V", table_V, persistent=False)
         self.blocks = nn.ModuleList(
-            Block(config, mixer, channel, modalities, gain) for mixer, channel in config.blocks
+            Block(config, *parts, modalities, gain, depth)
+            for parts, depth in zip(config.blocks, config.depths, strict=True)
         )
         self.norm = ModalityNorm(config.dim, 1, config.norm_eps)
         self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
@@ -191,7 +216,7 @@ class Decoder(nn.Module):
     def start(self, batch_size: int) -> Cache:
         """State before the first token of `batch_size` documents."""
         device = self.embedding.device
-        return Cache([block.mixer.start(batch_size, device) for block in self._blocks], batch_size)
+        return Cache([block.start(batch_size, device) for block in self._blocks], batch_size)
 
     @torch.no_grad()
     def step(self, tokens_B: Tensor, cache: Cache) -> Tensor:

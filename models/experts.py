@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from plait.kernels.grouped_linear import grouped_linear
 from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.layers import ModalityNorm, truncated_normal
+from plait.models.layers import ModalityNorm, put, take, truncated_normal
 from plait.models.routing import Router
 
 
@@ -43,14 +43,14 @@ class Experts(nn.Module):
             taken_N = torch.zeros(len(x_ND), device=x_ND.device).index_fill_(0, choice.row_J, 1)
             real = max(1, sum(context.order.real))
             context.note("experts_dropped", 1 - taken_N.sum() / real)
-        x_JD = _Take.apply(x_ND, choice.row_J)
+        x_JD = take(x_ND, choice.row_J)
         gate_JF, up_JF = grouped_linear(x_JD, self.gate_up, choice.counts).chunk(2, -1)
         y_JD = grouped_linear(F.silu(gate_JF) * up_JF, self.down, choice.counts)
         if norm is not None:
             y_JD = norm(
                 y_JD, dataclasses.replace(context.order, counts=self._groups(choice.counts))
             )
-        return _Put.apply((y_JD * choice.gate_J[:, None]).to(x_ND.dtype), choice.row_J, len(x_ND))
+        return put((y_JD * choice.gate_J[:, None]).to(x_ND.dtype), choice.row_J, len(x_ND))
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets on average: in products, and others."""
@@ -64,31 +64,3 @@ class Experts(nn.Module):
             found.append(sum(counts[first : first + size]))
             first += size
         return tuple(found)
-
-
-class _Take(torch.autograd.Function):
-    """Rows of x, some of them more than once; twenty times faster backward than index_select's."""
-
-    @staticmethod
-    def forward(ctx, x_ND, row_J):
-        ctx.save_for_backward(row_J)
-        ctx.rows = len(x_ND)
-        return x_ND.index_select(0, row_J)
-
-    @staticmethod
-    def backward(ctx, *dy):
-        return _Put.apply(dy[0], *ctx.saved_tensors, ctx.rows), None
-
-
-class _Put(torch.autograd.Function):
-    """Rows added up at their places among `rows` rows; the same result whatever the threads."""
-
-    @staticmethod
-    def forward(ctx, y_JD, row_J, rows):
-        ctx.save_for_backward(row_J)
-        index_JD = row_J[:, None].expand_as(y_JD)
-        return y_JD.new_zeros(rows, y_JD.shape[1]).scatter_add_(0, index_JD, y_JD)
-
-    @staticmethod
-    def backward(ctx, *dy):
-        return _Take.apply(dy[0], *ctx.saved_tensors), None, None

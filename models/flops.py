@@ -1,14 +1,15 @@
 """Parameters and operations by modality, from the shapes alone.
 
 Active parameters are those that a token of the modality is multiplied with: shared parts, its own
-part of untied ones, `capacity` experts, the memory rows that it reads, the head. The input
-embedding is a look-up and counts in the total only; so do the modalities' embeddings at both ends,
-which are sums, and the rest of the value table. Each
+part of untied ones, `capacity` experts, the memory rows that it reads, the head; of a block that
+only some tokens pass, their share. The input embedding is a look-up and counts in the total only;
+so do the modalities' embeddings at both ends, which are sums, and the rest of the value table. Each
 module that owns parameters says so itself: `active(modality) -> (in matrix products, others)`.
 """
 
 from typing import TypedDict
 
+from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 
 
@@ -35,7 +36,10 @@ def flops_per_token(decoder: Decoder, seq_len: int) -> dict[str, float]:
     Matrix products only, forward and backward (arXiv:2204.02311, appendix B): attention counts
     its full square, and norms, convolution, scan and look-ups nothing.
     """
-    attention = sum(mixer == "attention" for mixer, _ in decoder.config.blocks)
+    config = decoder.config
+    attention = sum(
+        _share(config, i) ** 2 for i, (mixer, _) in enumerate(config.blocks) if mixer == "attention"
+    )
     square = 12.0 * attention * decoder.config.dim * seq_len
     names = decoder.vocabulary.modalities
     return {name: 6 * _active(decoder, m)[0] + square for m, name in enumerate(names)}
@@ -49,6 +53,14 @@ def _active(decoder: Decoder, modality: int) -> tuple[float, float]:
             continue
         active = getattr(module, "active", None)
         assert active is not None, f"{name} owns parameters and does not say which are active"
-        own = active(modality)
-        products, others = products + own[0], others + own[1]
+        own, share = active(modality), 1.0
+        match name.split("."):
+            case "blocks", block, part, *_ if part != "depth":
+                share = _share(decoder.config, int(block))
+        products, others = products + share * own[0], others + share * own[1]
     return products, others
+
+
+def _share(config: ModelConfig, block: int) -> float:
+    """Share of the tokens that pass a block."""
+    return config.depth_capacity if config.depths[block] else 1.0

@@ -6,6 +6,7 @@ scan's `A_log` and `D` are not decayed.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,8 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices; norms and biases have none."""
     clip: float = 1.0
     """Largest norm of the gradient (memory values are clipped by themselves); 0 is off."""
+    only: tuple[str, ...] = ()
+    """Train no parameters but those whose name has one of these in it, as `auxiliary`."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "values_lr", "eps"):
@@ -55,21 +58,28 @@ class Optimizer:
     def __init__(self, model: Decoder, config: OptimizerConfig) -> None:
         self.model, self.config = model, config
         betas = (config.beta1, config.beta2)
-        kinds = model.parameter_kinds()
+        kinds = _freeze(model, config.only)
         groups = [
             {
-                "params": [p for name, p in model.named_parameters() if kinds[name] == kind],
+                "params": [p for name, p in model.named_parameters() if kinds.get(name) == kind],
                 "weight_decay": config.weight_decay if kind == "decay" else 0.0,
             }
             for kind in ("decay", "no_decay")
         ]
         self.adam = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
         self.table = None
-        if model.values is not None:
+        if model.values is not None and VALUES in kinds:
             self.table = TableOptimizer(
                 model.values, betas=betas, eps=config.eps, weight_decay=config.values_weight_decay
             )
         self._table_scale = 1.0
+
+    def forget(self) -> None:
+        """Moments of zero at step 0: the state before the first step, written out."""
+        for group in self.adam.param_groups:
+            for p in group["params"]:
+                zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                self.adam.state[p] = {"step": torch.zeros(()), **zeros}
 
     def zero_grad(self) -> None:
         """Forget all gradients, and the table's readings."""
@@ -107,7 +117,7 @@ class Optimizer:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Put back what `state_tensors` gave; ConfigError if it belongs to another model."""
-        parameters = dict(self.model.named_parameters())
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if {key.rpartition(":")[0] for key in tensors} != set(parameters):
             raise ConfigError("the optimizer's state belongs to a model with other parameters")
         table = {}
@@ -120,6 +130,18 @@ class Optimizer:
             self.adam.state[parameters[name]][field] = value.to(device)
         if self.table is not None:
             self.table.load_state_tensors(table)
+
+
+def _freeze(model: Decoder, only: tuple[str, ...]) -> Mapping[str, str]:
+    """Kinds of the parameters to train by name; all others lose their gradient."""
+    kinds = model.parameter_kinds()
+    for name, parameter in model.named_parameters():
+        if only and not any(part in name for part in only):
+            parameter.requires_grad_(False)
+            del kinds[name]
+    if not kinds:
+        raise ConfigError(f"optimizer.only: no parameter has {' or '.join(only)} in its name")
+    return kinds
 
 
 def lr_share(step: int, steps: int, config: OptimizerConfig) -> float:

@@ -49,7 +49,8 @@ class Router(nn.Module):
     threshold_E: Tensor
     no_decay = ()
 
-    def __init__(self, config: ModelConfig, modalities: int) -> None:
+    def __init__(self, config: ModelConfig, modalities: int, name: str = "experts") -> None:
+        """`name` is that of its figures."""
         super().__init__()
         if len(config.experts) not in (1, modalities):
             raise ConfigError(
@@ -58,7 +59,7 @@ class Router(nn.Module):
             )
         self.sizes = config.experts * (modalities // len(config.experts))
         self.capacity, self.noise = config.capacity, config.router_noise
-        self.by_row = config.expert_choice == "row"
+        self.name, self.by_row = name, config.expert_choice == "row"
         experts, hidden = sum(self.sizes), max(1, config.dim // 2)
         self.weight = nn.Parameter(torch.empty(experts, config.dim))
         self.register_buffer("threshold_E", torch.empty(experts))
@@ -94,7 +95,8 @@ class Router(nn.Module):
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets, in products and others; the auxiliary ones aside."""
-        return self.sizes[modality] * self.weight.shape[1], 0
+        group = modality % len(self.sizes)  # one for all, or one for each
+        return self.sizes[group] * self.weight.shape[1], 0
 
     def _choose(
         self, x_nD: Tensor, m: int, group: slice, context: Context
@@ -104,7 +106,7 @@ class Router(nn.Module):
         scores_nE = logits_nE.sigmoid()
         margin_nE = self._margin(x_nD, scores_nE, m, group)
         if context.layout is not None and len(x_nD):
-            context.note("experts_load", (margin_nE > 0).float().sum(1).mean())
+            context.note(f"{self.name}_load", (margin_nE > 0).float().sum(1).mean())
         parts = context.order.by_row[m] if self.by_row else (len(x_nD),)
         if self.training and len(x_nD):
             self._learn(scores_nE, margin_nE, group, parts, context)

@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("plait.pipeline.inspect", "statistics of a stream, a run or a tokenizer"),
     "verify": ("plait.pipeline.verify", "check every checksum, count and id range of a stream"),
     "train": ("plait.train", "train a model on a stream; an existing run is resumed"),
+    "upcycle": ("plait.models.upcycle", "begin a run with experts from a trained one without"),
     "generate": ("plait.models.generate", "sample text, images and speech from a run"),
     "list": ("plait.pipeline.catalog", "what tokenizers, sources and presets there are"),
 }

@@ -29,8 +29,14 @@ ALLOWED = {
 ALSO = {
     "models/generate.py": ("plait.pipeline", "plait.tokenizers"),
     "models/run_config.py": ("plait.pipeline.config",),
+    "models/upcycle.py": (
+        "plait.pipeline.config",
+        "plait.pipeline.environment",
+        "plait.pipeline.meters",
+    ),
 }
-"""Files that may import more than their folder: sampling reads prompts, a run file is TOML."""
+"""Files that may import more than their folder: sampling reads prompts, a run file is TOML, and
+upcycling writes a run's folder."""
 
 
 def own_imports(source: str) -> Iterator[str]:

@@ -59,6 +59,24 @@ COMBINATIONS = {
         "untie": ("x", "out", "qkv", "o"),
         "causal_choice": "auxiliary",
     },
+    "depth": {
+        "channels": ("experts",),
+        "experts": (2, 3, 1),
+        "untie": ("qkv", "norm"),
+        "expert_choice": "row",
+        "depth_capacity": 0.5,
+    },
+    "depth_hybrid": {
+        "mixers": ("mamba", "attention"),
+        "untie": ("in", "dt", "o"),
+        "depth_capacity": 0.3,
+    },
+    "depth_dense": {
+        "channels": ("ffn", "memory"),
+        "norm": "post",
+        "depth_capacity": 0.25,
+        "causal_choice": "auxiliary",
+    },
     "mamba_dt": {"mixers": ("mamba",), "channels": ("ffn",), "untie": ("dt",)},
 }
 

@@ -116,11 +116,12 @@ def attention_loop(part: Attention, x_BTD: Tensor, batch, context) -> Tensor:
     y_BTD = {}
     for b, positions in documents(batch):
         keys, values = [], []
-        for i, t in enumerate(positions):
+        for t in positions:
             m = int(batch.modality_BT[b, t])
             q, k, v = (of(part.qkv.weight, m) @ x_BTD[b, t]).view(3, H, K)
-            q = [turned(norm(q_K, part.q_norm, m), i, theta) for q_K in q]
-            keys.append([turned(norm(k_K, part.k_norm, m), i, theta) for k_K in k])
+            at = int(batch.position_BT[b, t])
+            q = [turned(norm(q_K, part.q_norm, m), at, theta) for q_K in q]
+            keys.append([turned(norm(k_K, part.k_norm, m), at, theta) for k_K in k])
             values.append(v)
             heads = []
             for h in range(H):
