@@ -26,10 +26,15 @@ STEP_MIN, STEP_MAX = 1e-3, 1e-1
 
 @dataclass(eq=False)
 class MambaCache:
-    """The last inputs of the convolution [B, K, I], oldest first, and the state [B, I, S]."""
+    """The last inputs of the convolution [B, K, I], oldest first, and the state [B, I, S]; A."""
 
     window_BKI: Tensor
     state_BIS: Tensor
+    A_IS: Tensor
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+        self.window_BKI, self.state_BIS = self.window_BKI[rows_B], self.state_BIS[rows_B]
 
 
 class Mamba(nn.Module):
@@ -64,25 +69,33 @@ class Mamba(nn.Module):
         nn.init.uniform_(self.conv_weight, -bound, bound)
         nn.init.zeros_(self.conv_bias)
 
-    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
-        """[N, D] to [N, D], both sorted."""
+    def forward(self, x_ND: Tensor, context: Context, cache: MambaCache | None = None) -> Tensor:
+        """[N, D] to [N, D], both sorted; a cache, of one document a row, takes in their state."""
         assert context.document_BT is not None and context.reset_BT is not None
         u_NI, z_NI = self.in_proj(x_ND, context.order).chunk(2, dim=-1)
         u_BTI = context.order.unsort(u_NI).unflatten(0, context.document_BT.shape)
+        if cache is not None:
+            cache.window_BKI = _window(u_BTI, context.document_BT >= 0, self.conv_weight.shape[1])
         u_BTI = causal_conv(u_BTI, self.conv_weight, self.conv_bias, context.document_BT)
         u_BTI = F.silu(u_BTI)
         dt_NI, B_NS, C_NS = self._selection(u_BTI.flatten(0, 1), context)
         shape = u_BTI.shape[:2]
-        y_BTI = selective_scan(
+        reset_BT = context.reset_BT
+        if cache is not None:  # a step of size 0 leaves the state as it is: padding, to the right
+            dt_NI = dt_NI.masked_fill((context.document_BT < 0).view(-1, 1), 0)
+            reset_BT = None
+        y_BTI, state_BIS = selective_scan(
             u_BTI,
             dt_NI.unflatten(0, shape),
             self._A,
             B_NS.unflatten(0, shape),
             C_NS.unflatten(0, shape),
             self.D,
-            context.reset_BT,
+            reset_BT,
+            return_state=True,
         )
-        assert isinstance(y_BTI, Tensor)
+        if cache is not None:
+            cache.state_BIS = state_BIS
         y_NI = context.order.sort(y_BTI.flatten(0, 1)) * F.silu(z_NI)
         return self.out_proj(y_NI, context.order)
 
@@ -92,6 +105,7 @@ class Mamba(nn.Module):
         return MambaCache(
             torch.zeros(batch_size, taps, inner, device=device),
             torch.zeros(batch_size, inner, self.states, device=device),
+            self._A.detach(),
         )
 
     def step(self, x_BD: Tensor, context: Context, cache: MambaCache) -> Tensor:
@@ -103,7 +117,7 @@ class Mamba(nn.Module):
         u_BI = F.silu(u_BI)
         dt_BI, B_BS, C_BS = self._selection(u_BI, context)
         y_BI, cache.state_BIS = selective_scan_step(
-            cache.state_BIS, u_BI, dt_BI, self._A, B_BS, C_BS, self.D
+            cache.state_BIS, u_BI, dt_BI, cache.A_IS, B_BS, C_BS, self.D
         )
         return self.out_proj(context.order.sort(y_BI) * F.silu(z_BI), context.order)
 
@@ -125,3 +139,12 @@ class Mamba(nn.Module):
         dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
         B_NS, C_NS = order.unsort(BC_NS).float().chunk(2, dim=-1)
         return order.unsort(softplus(dt_NI)), B_NS, C_NS
+
+
+def _window(u_BTI: Tensor, real_BT: Tensor, taps: int) -> Tensor:
+    """The last `taps` real positions of each row [B, K, I], zeros where it has fewer."""
+    back_1K = torch.arange(-taps, 0, device=u_BTI.device)[None]
+    at_BK = real_BT.sum(1, keepdim=True) + back_1K
+    at_BK1 = at_BK.clamp(min=0)[..., None]
+    window_BKI = u_BTI.gather(1, at_BK1.expand(-1, -1, u_BTI.shape[2]))
+    return window_BKI.masked_fill((at_BK < 0)[..., None], 0)
