@@ -28,9 +28,11 @@ ALLOWED = {
 }
 ALSO = {
     "models/generate.py": ("plait.pipeline", "plait.tokenizers"),
+    "models/prompts.py": ("plait.tokenizers",),
+    "models/samples.py": ("plait.pipeline.markup",),
     "models/run_config.py": ("plait.pipeline.config",),
 }
-"""Files that may import more than their folder: sampling reads prompts, a run file is TOML."""
+"""Files that may import more than their folder: sampling reads prompts and writes files, a run file is TOML."""
 
 
 def own_imports(source: str) -> Iterator[str]:

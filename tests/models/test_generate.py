@@ -6,7 +6,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from plait.models.generate import load_tokenizers, parse_prompt
+from plait.models.generate import load_tokenizers
+from plait.models.prompts import parse_prompt
 from plait.pipeline import cli
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.base import load_tokenizer

@@ -32,7 +32,9 @@ def test_prefill_equals_steps_and_the_whole_pass(config, new_decoder, new_batch)
         steps.append(decoder.start(1))
         for token in prompt:
             logits_1V = decoder.step(torch.tensor([token]), steps[-1])
-        torch.testing.assert_close(logits_1V[0], whole_BTV[len(steps) - 1, len(prompt) - 1], **close)
+        torch.testing.assert_close(
+            logits_1V[0], whole_BTV[len(steps) - 1, len(prompt) - 1], **close
+        )
     for _ in range(20):
         position_B += 1
         tokens_B = tokens_BT[rows_B, position_B]
