@@ -32,7 +32,8 @@ ALSO = {
     "models/samples.py": ("plait.pipeline.markup",),
     "models/run_config.py": ("plait.pipeline.config",),
 }
-"""Files that may import more than their folder: sampling reads prompts and writes files, a run file is TOML."""
+"""Files that may import more than their folder: sampling reads prompts and writes files, a run
+file is TOML."""
 
 
 def own_imports(source: str) -> Iterator[str]:
