@@ -5,6 +5,7 @@ attention itself sees the original interleaving (arXiv:2411.04996, algorithm 1).
 before the rotation (arXiv:2405.09818, section 2.3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         assert context.layout is not None and context.document_BT is not None
         assert context.turn is not None
         shape = (*context.document_BT.shape, self.heads, self.head_dim)
-        q_NHK, k_NHK, v_NHK = self._project(x_ND, context).unbind(1)
+        q_NHK, k_NHK, v_NHK = self._project(x_ND, context)
         q_BTHK = rotate(q_NHK.view(shape), context.turn)
         k_BTHK = rotate(k_NHK.view(shape), context.turn)
         v_BTHK = v_NHK.view(shape)
@@ -80,7 +81,7 @@ class Attention(nn.Module):
     def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
         """One position of each row, [B, D] sorted, to [B, D]."""
         assert context.turn is not None
-        q_BHK, k_BHK, v_BHK = self._project(x_BD, context).unbind(1)
+        q_BHK, k_BHK, v_BHK = self._project(x_BD, context)
         q_B1HK = rotate(q_BHK[:, None], context.turn)
         k_B1HK = rotate(k_BHK[:, None], context.turn)
         k_BHSK, v_BHSK = cache.append(k_B1HK, v_BHK[:, None])
@@ -88,15 +89,17 @@ class Attention(nn.Module):
         o_BH1K = F.scaled_dot_product_attention(q_B1HK.transpose(1, 2), k_BHSK, v_BHSK, seen)
         return self.o(context.order.sort(o_BH1K.flatten(1)), context.order)
 
-    def _project(self, x_ND: Tensor, context: Context) -> Tensor:
-        """Queries, keys and values in sequence order, [N, 3, H, K]."""
+    def _project(self, x_ND: Tensor, context: Context) -> Sequence[Tensor]:
+        """Queries, keys and values in sequence order, [N, H, K] each."""
         qkv_N3HK = self.qkv(x_ND, context.order).view(len(x_ND), 3, self.heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q_NHK, k_NHK, v_NHK = qkv_N3HK.unbind(1)
             q_NHK = self.q_norm(q_NHK, context.order)
             k_NHK = self.k_norm(k_NHK, context.order)
+            if context.order.permutation_N is None:
+                return q_NHK, k_NHK, v_NHK
             qkv_N3HK = torch.stack((q_NHK, k_NHK, v_NHK), dim=1)
-        return context.order.unsort(qkv_N3HK)
+        return context.order.unsort(qkv_N3HK).unbind(1)
 
 
 def _grown(x_BHSK: Tensor, room: int) -> Tensor:

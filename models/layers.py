@@ -35,8 +35,9 @@ class ModalityLinear(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, I] to [N, O]."""
-        if len(self.weight) == 1:
-            return F.linear(x_ND, self.weight[0], None if self.bias is None else self.bias[0])
+        m = 0 if len(self.weight) == 1 else order.alone
+        if m is not None:
+            return F.linear(x_ND, self.weight[m], None if self.bias is None else self.bias[m])
         return grouped_linear(x_ND, self.weight, order.counts, self.bias)
 
     def active(self, modality: int) -> tuple[float, float]:
@@ -61,8 +62,9 @@ class ModalityNorm(nn.Module):
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
         size, weight_MD = self.weight.shape[1:], self.weight.to(x_ND.dtype)
-        if len(weight_MD) == 1:
-            return F.rms_norm(x_ND, size, weight_MD[0], self.eps)
+        m = 0 if len(weight_MD) == 1 else order.alone
+        if m is not None:
+            return F.rms_norm(x_ND, size, weight_MD[m], self.eps)
         segments = zip(x_ND.split(order.counts), weight_MD, strict=True)
         return torch.cat([F.rms_norm(x_nD, size, w_D, self.eps) for x_nD, w_D in segments])
 
@@ -91,8 +93,9 @@ class ModalityLayerNorm(nn.Module):
         """[N, ..., D] to the same shape, in its dtype."""
         size = self.weight.shape[1:]
         weight_MD, bias_MD = self.weight.to(x_ND.dtype), self.bias.to(x_ND.dtype)
-        if len(weight_MD) == 1:
-            return F.layer_norm(x_ND, size, weight_MD[0], bias_MD[0], self.eps)
+        m = 0 if len(weight_MD) == 1 else order.alone
+        if m is not None:
+            return F.layer_norm(x_ND, size, weight_MD[m], bias_MD[m], self.eps)
         parts = zip(x_ND.split(order.counts), weight_MD, bias_MD, strict=True)
         return torch.cat([F.layer_norm(x_nD, size, w_D, b_D, self.eps) for x_nD, w_D, b_D in parts])
 
@@ -124,8 +127,9 @@ class _Softplus(torch.autograd.Function):
 
 def spread(w_MD: Tensor, order: Order) -> Tensor:
     """A vector a modality to one a sorted row, [N, D]; with M = 1 it stays [1, D]."""
-    if len(w_MD) == 1:
-        return w_MD
+    m = 0 if len(w_MD) == 1 else order.alone
+    if m is not None:
+        return w_MD[m : m + 1]
     return torch.cat([w_D.expand(n, -1) for n, w_D in zip(order.counts, w_MD, strict=True)])
 
 

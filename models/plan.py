@@ -8,6 +8,7 @@ width 512, staying sorted costs 0.8 ms a layer where boolean masks cost 8.7.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -69,6 +70,12 @@ class Order:
             permutation_N=permutation_N,
             inverse_N=inverse_N,
         )
+
+    @cached_property
+    def alone(self) -> int | None:
+        """The one modality that there is, in a step often; None if there are several."""
+        present = [m for m, count in enumerate(self.counts) if count]
+        return present[0] if len(present) == 1 else None
 
     def unsorted(self) -> Self:
         """The order of a model whose parts are all shared: positions stay where they are."""
