@@ -24,7 +24,7 @@ from plait.tokenizers.errors import ConfigError
 
 AUTO = "auto"
 GUIDED = ("image", "speech")
-"""Modalities that `--guidance` is for."""
+"""Modalities that `--guidance` and `--contrast` are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,10 @@ class GenerateOptions:
                 raise ConfigError(f"--{flag} {getattr(self, name)}: it should be 1 or more")
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"--seconds {self.seconds}: it should be above 0")
-        if AUTO in self.modality and self.sampling.guidance != 1:
-            raise ConfigError(f"--guidance is not for --modality {AUTO}; name image or speech")
+        if AUTO in self.modality and self.sampling.guided:
+            raise ConfigError(
+                f"--guidance and --contrast are not for --modality {AUTO}; name image or speech"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,7 +151,7 @@ def _jobs(
             marker = () if span is None or span.begin is None else (span.begin,)
             ids, unguided = (*context, *marker), (BOS, *marker)
             guided = span is not None and span.tokenizer.modality in GUIDED
-            guided = guided and options.sampling.guidance != 1 and ids != unguided
+            guided = guided and options.sampling.guided and ids != unguided
             for number in range(options.count):
                 row = Row(
                     prompt=ids,

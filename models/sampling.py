@@ -2,10 +2,11 @@
 
 Each row draws from its own generator, so a sample does not depend on the rows beside it (but for
 the rounding of a product over more rows, 1e-6 in a logit). Only the ids that a row's grammar allows
-are scored. With classifier-free guidance (arXiv:2309.02591, section 2) a second row, which saw no
+are scored. With classifier-free guidance (CM3Leon, arXiv:2309.02591) a second row, which saw no
 prompt, goes along with each guided one: logits are l_u + A (l_c - l_u). Letter: `A` allowed ids.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from plait.models.decoder import Decoder
 from plait.models.grammar import Walk
 from plait.pipeline.vocabulary import PAD
 from plait.tokenizers.errors import ConfigError
+
+LIKELY = 0.1
+"""What a contrasted id has of the k-th likeliest's probability at least (arXiv:2210.15097)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,9 @@ class Sampling:
     """Sample among the fewest likeliest tokens whose probabilities reach this sum; 1 is all."""
     guidance: float = 1.0
     """Of pictures and speech by the prompt: 1 is none, 3 is strong, 0 ignores the prompt."""
+    contrast: int = 0
+    """Contrastive decoding (CD-K) in guidance's place: ids by how much likelier the prompt makes
+    them, among those at least a tenth as likely as the k-th likeliest; 0 is off."""
     seed: int = 0
     """Of all samples; each has its own draws, by the numbers of its prompt and of itself."""
 
@@ -41,10 +48,17 @@ class Sampling:
                 raise ConfigError(f"--{name} {getattr(self, name)}: it should be 0 or more")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p {self.top_p}: it should be above 0, and 1 at most")
-        for name in ("top_k", "seed"):
+        for name in ("top_k", "seed", "contrast"):
             if getattr(self, name) < 0:
                 flag = name.replace("_", "-")
                 raise ConfigError(f"--{flag} {getattr(self, name)}: it should be 0 or more")
+        if self.contrast and self.guidance != 1:
+            raise ConfigError("--contrast and --guidance: one of them can be had at a time")
+
+    @property
+    def guided(self) -> bool:
+        """Whether rows that saw no prompt go along."""
+        return self.guidance != 1 or self.contrast > 0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -156,7 +170,7 @@ def _tokens(model: Decoder, x_BD: Tensor, streams: _Streams, sampling: Sampling)
         if len(allowed) == len(allowed[0]) == 1:
             found = [allowed[0].start] * len(numbers)
         else:
-            logits_BA = _guided(model, x_BD, allowed, numbers, streams.guides, sampling.guidance)
+            logits_BA = _guided(model, x_BD, allowed, numbers, streams.guides, sampling)
             draws = [streams.rows[i].draws.random() for i in numbers]
             places = pick(logits_BA, draws, sampling)
             found = [_id_at(allowed, place) for place in places]
@@ -173,7 +187,7 @@ def _guided(
     allowed: tuple[range, ...],
     numbers: list[int],
     guides: dict[int, int],
-    guidance: float,
+    sampling: Sampling,
 ) -> Tensor:
     """Logits [n, A] on the CPU of the allowed ids of some rows."""
     guided = [(n, guides[i]) for n, i in enumerate(numbers) if i in guides]
@@ -185,8 +199,18 @@ def _guided(
         return logits_nA
     logits_nA, free_gA = logits_nA[: len(numbers)], logits_nA[len(numbers) :]
     rows = [n for n, _ in guided]
-    logits_nA[rows] = free_gA.lerp(logits_nA[rows], guidance)  # l_u + A (l_c - l_u)
+    if sampling.contrast:
+        logits_nA[rows] = contrast(logits_nA[rows], free_gA, sampling.contrast)
+    else:
+        logits_nA[rows] = free_gA.lerp(logits_nA[rows], sampling.guidance)  # l_u + A (l_c - l_u)
     return logits_nA
+
+
+def contrast(logits_BA: Tensor, free_BA: Tensor, top_k: int) -> Tensor:
+    """log p_c - log p_u where p_c is a tenth of its k-th largest or more, else -inf."""
+    given_BA = logits_BA.log_softmax(-1)
+    least_B1 = given_BA.topk(min(top_k, given_BA.shape[1])).values[:, -1:] + math.log(LIKELY)
+    return (given_BA - free_BA.log_softmax(-1)).masked_fill(given_BA < least_B1, -torch.inf)
 
 
 def pick(logits_BA: Tensor, draws: Sequence[float], sampling: Sampling) -> list[int]:

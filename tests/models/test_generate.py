@@ -130,7 +130,10 @@ def test_the_model_may_choose_what_comes(sample_run, tmp_path):
         (["--top-p", "0"], "--top-p 0.0: it should be above 0"),
         (["--count", "0"], "--count 0: it should be 1 or more"),
         (["--seconds", "nan"], "--seconds nan: it should be above 0"),
-        (["--modality", "auto", "--guidance", "2"], "--guidance is not for --modality auto"),
+        (
+            ["--modality", "auto", "--guidance", "2"],
+            "--guidance and --contrast are not for --modality auto",
+        ),
         (["--prompts", "no/such.jsonl"], "--prompts no/such.jsonl: cannot be read"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plait.models.grammar import Walk
-from plait.models.sampling import Row, Sampling, pick, sample
+from plait.models.sampling import Row, Sampling, contrast, pick, sample
 from plait.pipeline.vocabulary import BOS
 from plait.tokenizers.errors import ConfigError
 
@@ -105,14 +105,28 @@ def test_a_sample_does_not_depend_on_the_rows_beside_it(config, new_decoder, new
 
 def test_the_prompt_matters_and_guidance_makes_it_matter_more(new_decoder, new_batch, vocabulary):
     decoder, found = sharp(new_decoder(CONFIGS["dense"]), new_batch), {}
-    for guidance in (0.0, 1.0, 4.0):
-        made = [row(vocabulary, "image", n, 8, guided=guidance != 1) for n in range(2)]
+    kinds = {0: {"guidance": 0.0}, 1: {}, 4: {"guidance": 4.0}, "contrast": {"contrast": 3}}
+    for kind, options in kinds.items():
+        sampling = Sampling(**options)
+        made = [row(vocabulary, "image", n, 8, guided=sampling.guided) for n in range(2)]
         made[1].draws = np.random.default_rng((0, 0))
-        sample(decoder, made, Sampling(guidance=guidance))
-        found[guidance] = [one.walk.parts[0].ids for one in made]
+        sample(decoder, made, sampling)
+        found[kind] = [one.walk.parts[0].ids for one in made]
     assert found[0][0] == found[0][1], "with no guidance at all the prompt is not seen"
     assert found[1][0] != found[1][1]
-    assert found[4][0] != found[1][0]
+    assert len({tuple(found[kind][0]) for kind in (1, 4, "contrast")}) == 3
+
+
+def test_contrast_is_a_ratio_among_the_likely():
+    given = torch.tensor([[0.5, 0.3, 0.16, 0.04], [0.9, 0.06, 0.03, 0.01]])
+    free = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.1, 0.1, 0.4, 0.4]])
+    for top_k, kept in ((1, ([0, 1, 2], [0])), (2, ([0, 1, 2, 3], [0, 1, 2, 3]))):
+        score = contrast(given.log(), free.log(), top_k)
+        for b in range(2):
+            likely = [a for a in range(4) if score[b, a] > -torch.inf]
+            assert likely == kept[b]
+            ratio = given[b, likely] / free[b, likely]
+            torch.testing.assert_close(score[b, likely], ratio.log())
 
 
 def test_tokens_are_counted(new_decoder, new_batch, vocabulary):
@@ -163,6 +177,8 @@ def test_the_last_draw_is_within_the_ids():
         ({"top_k": -1}, "--top-k -1"),
         ({"guidance": -2.0}, "--guidance -2.0"),
         ({"seed": -1}, "--seed -1"),
+        ({"contrast": -1}, "--contrast -1"),
+        ({"contrast": 2, "guidance": 2.0}, "--contrast and --guidance"),
     ],
 )
 def test_values_out_of_range_are_named(options, message):
