@@ -54,7 +54,8 @@ class GenerateOptions:
     batch: int = 32
     """Samples side by side; what is sampled does not depend on it."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """ConfigError for a value out of range."""
         for name in ("count", "max_tokens", "batch"):
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
@@ -80,6 +81,7 @@ class _Job:
 def main(argv: Sequence[str]) -> int:
     """`plait generate`."""
     options = tyro.cli(GenerateOptions, args=list(argv), prog="plait generate")
+    options.check()
     run, out = Path(options.run), Path(options.out)
     model = load(find_checkpoint(run))
     tokenizers = load_tokenizers(run, model.vocabulary)
