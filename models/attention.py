@@ -20,20 +20,26 @@ from plait.models.layers import ModalityLayerNorm, ModalityLinear, ModalityNorm,
 
 @dataclass(eq=False)
 class AttentionCache:
-    """Keys and values of the steps so far, with room to grow: [B, room, H, K]."""
+    """Keys and values so far, with room to grow: [B, H, room, K]; `S` counts those in use."""
 
-    k_BSHK: Tensor
-    v_BSHK: Tensor
+    k_BHSK: Tensor
+    v_BHSK: Tensor
     length: int = 0
 
-    def append(self, k_BHK: Tensor, v_BHK: Tensor) -> tuple[Tensor, Tensor]:
-        """Take in one step; returns all keys and values up to it."""
-        if self.length == self.k_BSHK.shape[1]:
-            self.k_BSHK, self.v_BSHK = _double(self.k_BSHK), _double(self.v_BSHK)
-        self.k_BSHK[:, self.length] = k_BHK
-        self.v_BSHK[:, self.length] = v_BHK
-        self.length += 1
-        return self.k_BSHK[:, : self.length], self.v_BSHK[:, : self.length]
+    def append(self, k_BTHK: Tensor, v_BTHK: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in T positions; returns all keys and values up to them, [B, H, S, K]."""
+        end = self.length + k_BTHK.shape[1]
+        if end > self.k_BHSK.shape[2]:
+            room = max(end + 64, 2 * self.k_BHSK.shape[2])
+            self.k_BHSK, self.v_BHSK = (_grown(x, room) for x in (self.k_BHSK, self.v_BHSK))
+        self.k_BHSK[:, :, self.length : end] = k_BTHK.transpose(1, 2)
+        self.v_BHSK[:, :, self.length : end] = v_BTHK.transpose(1, 2)
+        self.length = end
+        return self.k_BHSK[:, :, :end], self.v_BHSK[:, :, :end]
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+        self.k_BHSK, self.v_BHSK = self.k_BHSK[rows_B], self.v_BHSK[rows_B]
 
 
 class Attention(nn.Module):
@@ -51,20 +57,26 @@ class Attention(nn.Module):
             self.q_norm = norm(self.head_dim, untied["norm"], config.norm_eps)
             self.k_norm = norm(self.head_dim, untied["norm"], config.norm_eps)
 
-    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
-        """[N, D] to [N, D], both sorted."""
+    def forward(
+        self, x_ND: Tensor, context: Context, cache: AttentionCache | None = None
+    ) -> Tensor:
+        """[N, D] to [N, D], both sorted; a cache takes in the keys and values."""
         assert context.layout is not None and context.document_BT is not None
         assert context.turn is not None
         shape = (*context.document_BT.shape, self.heads, self.head_dim)
         q_NHK, k_NHK, v_NHK = self._project(x_ND, context)
         q_BTHK = rotate(q_NHK.view(shape), context.turn)
         k_BTHK = rotate(k_NHK.view(shape), context.turn)
-        o_BTHK = attention(q_BTHK, k_BTHK, v_NHK.view(shape), context.layout)
+        v_BTHK = v_NHK.view(shape)
+        if cache is not None:
+            k_NHK, v_NHK = map(context.order.unsort, (k_BTHK.flatten(0, 1), v_NHK))
+            cache.append(k_NHK.view(shape), v_NHK.view(shape))
+        o_BTHK = attention(q_BTHK, k_BTHK, v_BTHK, context.layout)
         return self.o(o_BTHK.reshape(len(x_ND), -1), context.order)
 
     def start(self, batch_size: int, device: torch.device) -> AttentionCache:
         """An empty cache."""
-        room = torch.zeros(batch_size, 64, self.heads, self.head_dim, device=device)
+        room = torch.zeros(batch_size, self.heads, 64, self.head_dim, device=device)
         return AttentionCache(room, room.clone())
 
     def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
@@ -73,10 +85,9 @@ class Attention(nn.Module):
         q_BHK, k_BHK, v_BHK = map(context.order.unsort, self._project(x_BD, context))
         q_B1HK = rotate(q_BHK[:, None], context.turn)
         k_B1HK = rotate(k_BHK[:, None], context.turn)
-        k_BSHK, v_BSHK = cache.append(k_B1HK[:, 0], v_BHK)
-        o_BH1K = F.scaled_dot_product_attention(
-            q_B1HK.transpose(1, 2), k_BSHK.transpose(1, 2), v_BSHK.transpose(1, 2)
-        )
+        k_BHSK, v_BHSK = cache.append(k_B1HK, v_BHK[:, None])
+        seen = None if context.seen_BS is None else context.seen_BS[:, None, None]
+        o_BH1K = F.scaled_dot_product_attention(q_B1HK.transpose(1, 2), k_BHSK, v_BHSK, seen)
         return self.o(context.order.sort(o_BH1K.flatten(1)), context.order)
 
     def _project(self, x_ND: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,5 +100,6 @@ class Attention(nn.Module):
         return q_NHK, k_NHK, v_NHK
 
 
-def _double(x_BSHK: Tensor) -> Tensor:
-    return torch.cat((x_BSHK, torch.zeros_like(x_BSHK)), dim=1)
+def _grown(x_BHSK: Tensor, room: int) -> Tensor:
+    B, H, S, K = x_BHSK.shape
+    return torch.cat((x_BHSK, x_BHSK.new_zeros(B, H, room - S, K)), dim=2)

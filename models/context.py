@@ -20,6 +20,8 @@ class Context:
     """Rotary cosine and sine, [B, T, 1, K/2], sorted; None without attention."""
     layout: AttentionLayout | None = None
     """That of sorted positions; None in a step, where the cache takes its place."""
+    seen_BS: Tensor | None = None
+    """In a step: which cached positions a row attends to; None for all."""
     document_BT: Tensor | None = None
     reset_BT: Tensor | None = None
     values: ValueTable | None = None

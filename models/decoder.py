@@ -8,6 +8,7 @@ modality's, and logits start from the stream's token frequencies (`set_prior`).
 The head runs only at positions with a target.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,7 +27,7 @@ from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
 from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
-from plait.models.plan import Order, Plan
+from plait.models.plan import Order, Plan, prompt_batch
 from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
@@ -56,11 +57,20 @@ BlockCache = AttentionCache | MambaCache | DepthCache
 
 @dataclass(eq=False)
 class Cache:
-    """State of stepwise inference; every row is at the same position of one document."""
+    """State of stepwise inference: each row is at its own position of one document."""
 
     mixers: list[BlockCache]
-    batch_size: int
-    length: int = 0
+    length_B: Tensor
+    """Tokens that each row took in, int64."""
+    seen_BS: Tensor | None = None
+    """Which cached keys are a row's own, bool; None for all, as if no prompt was padded."""
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows, int64 numbers which may repeat; the others are dropped."""
+        self.length_B = self.length_B[rows_B]
+        self.seen_BS = None if self.seen_BS is None else self.seen_BS[rows_B]
+        for mixer in self.mixers:
+            mixer.keep(rows_B)
 
 
 class Block(nn.Module):
@@ -88,11 +98,14 @@ class Block(nn.Module):
             self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
             self.channel = _CHANNELS[channel](config, modalities, gain)
 
-    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
-        """[N, D] to [N, D], sorted."""
+    def forward(self, x_ND: Tensor, context: Context, cache: BlockCache | None = None) -> Tensor:
+        """[N, D] to [N, D], sorted; a cache takes in what later steps need."""
         if self.depth is not None:
-            return self.depth(x_ND, context, self._run)
-        return self._run(x_ND, context)
+            assert cache is None or isinstance(cache, DepthCache)
+            return self.depth(x_ND, context, self.mixer, cache, self._run)
+        if cache is None:
+            return self._run(x_ND, context)
+        return self._run(x_ND, context, lambda x, c: self.mixer(x, c, cache))
 
     def start(self, batch_size: int, device: torch.device) -> BlockCache:
         """An empty cache."""
@@ -119,10 +132,10 @@ class Block(nn.Module):
             return x_ND + self.channel(x_ND, context, self.channel_norm)
         return self._residual(x_ND, self.channel_norm, self.channel, context)
 
-    def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context) -> Tensor:
+    def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context, *more) -> Tensor:
         if self.post:
-            return x_ND + norm(part(x_ND, context), context.order)
-        return x_ND + part(norm(x_ND, context.order), context)
+            return x_ND + norm(part(x_ND, context, *more), context.order)
+        return x_ND + part(norm(x_ND, context.order), context, *more)
 
 
 class Decoder(nn.Module):
@@ -216,24 +229,59 @@ class Decoder(nn.Module):
     def start(self, batch_size: int) -> Cache:
         """State before the first token of `batch_size` documents."""
         device = self.embedding.device
-        return Cache([block.start(batch_size, device) for block in self._blocks], batch_size)
+        mixers = [block.start(batch_size, device) for block in self._blocks]
+        return Cache(mixers, torch.zeros(batch_size, dtype=torch.int64, device=device))
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Cache]:
+        """Take in whole prompts, a row each, in one pass: what `logits` reads [B, D], and a cache.
+
+        Equals `start` and as many steps. ValueError where a prompt is empty or has no such id.
+        """
+        batch = prompt_batch(prompts, self.vocabulary).to(self.embedding.device)
+        cache = self.start(len(prompts))
+        x_ND, context = self._trunk(batch, Plan.of(batch), cache=cache)
+        cache.length_B = (~batch.padding_BT).sum(1)
+        cache.seen_BS = ~batch.padding_BT if batch.padding_BT.any() else None
+        first_B = torch.arange(len(prompts), device=x_ND.device) * batch.tokens_BT.shape[1]
+        return x_ND[context.order.rows(first_B + cache.length_B - 1)], cache
 
     @torch.no_grad()
     def step(self, tokens_B: Tensor, cache: Cache) -> Tensor:
         """Take in one token a row; logits [B, V] of what follows. Equals the whole pass in eval."""
-        if tokens_B.shape != (cache.batch_size,):
-            raise ValueError(f"{tuple(tokens_B.shape)} tokens; the cache is of {cache.batch_size}")
-        order = self._step_order(tokens_B)
-        position_B1 = torch.full((len(tokens_B), 1), cache.length, device=tokens_B.device)
-        context = Context(order=order, turn=self._turn(position_B1), values=self.values)
+        return self.logits(self.advance(tokens_B, cache))
+
+    @torch.no_grad()
+    def advance(self, tokens_B: Tensor, cache: Cache) -> Tensor:
+        """Take in one token a row; what `logits` reads, [B, D]."""
+        if tokens_B.shape != cache.length_B.shape:
+            rows = len(cache.length_B)
+            raise ValueError(f"{tuple(tokens_B.shape)} tokens; the cache is of {rows} rows")
+        modalities = len(self.vocabulary.modalities)
+        order = Order.of_step(self.modality_V[tokens_B].tolist(), modalities)
+        order = (order if self.config.by_modality else order.unsorted()).to(tokens_B.device)
+        if cache.seen_BS is not None:
+            cache.seen_BS = F.pad(cache.seen_BS, (0, 1), value=True)
+        context = Context(
+            order=order,
+            turn=self._turn(cache.length_B[:, None]),
+            seen_BS=cache.seen_BS,
+            values=self.values,
+        )
         x_BD = self._embed(order.sort(tokens_B))
         for block, state in zip(self._blocks, cache.mixers, strict=True):
             x_BD = block.step(x_BD, context, state)
-        cache.length += 1
-        x_BD = order.unsort(self.norm(x_BD, order))
-        # As `_head`, but for a few rows the sum is cheaper in the logits than in the weights.
-        logits_BV = F.linear(x_BD, self.head, self.prior_V)
-        return logits_BV + F.linear(x_BD, self.modality_head)[:, self.modality_V]
+        cache.length_B = cache.length_B + 1
+        return order.unsort(self.norm(x_BD, order))
+
+    @torch.no_grad()
+    def logits(self, x_BD: Tensor, ids: slice = slice(None)) -> Tensor:
+        """Logits of a range of ids, [B, ids], from what `prefill` and `advance` give.
+
+        As `_head`, but for a few rows the sum is cheaper in the logits than in the weights.
+        """
+        logits_BV = F.linear(x_BD, self.head[ids], self.prior_V[ids])
+        return logits_BV + F.linear(x_BD, self.modality_head)[:, self.modality_V[ids]]
 
     def parameter_kinds(self) -> dict[str, Literal["decay", "no_decay", "values"]]:
         """What an optimizer does with each parameter; "values" is the memory's table."""
@@ -249,7 +297,9 @@ class Decoder(nn.Module):
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def _trunk(self, batch: Batch, plan: Plan, leaking: bool = False) -> tuple[Tensor, Context]:
+    def _trunk(
+        self, batch: Batch, plan: Plan, leaking: bool = False, cache: Cache | None = None
+    ) -> tuple[Tensor, Context]:
         """The normalised residual stream [N, D], sorted, and how it is sorted."""
         if batch.modalities != self.vocabulary.modalities:
             raise ConfigError(
@@ -267,8 +317,9 @@ class Decoder(nn.Module):
             leaking=leaking,
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
-        for block in self.blocks:
-            x_ND = block(x_ND, context)
+        states = [None] * len(self.blocks) if cache is None else cache.mixers
+        for block, state in zip(self.blocks, states, strict=True):
+            x_ND = block(x_ND, context, state)
         context.note("output_rms", x_ND.detach().float().square().mean().sqrt())
         return self.norm(x_ND, order), context
 
@@ -283,13 +334,6 @@ class Decoder(nn.Module):
         if "attention" not in self.config.mixers:
             return None
         return rotation(position_BT, self.config.head_dim, self.config.rope_theta)
-
-    def _step_order(self, tokens_B: Tensor) -> Order:
-        modality_B = self.modality_V[tokens_B].cpu()
-        nowhere = torch.zeros(len(tokens_B), dtype=torch.bool)
-        order = Order.of(modality_B, nowhere, len(self.vocabulary.modalities))
-        order = order if self.config.by_modality else order.unsorted()
-        return order.to(tokens_B.device)
 
 
 _MIXERS = {"attention": Attention, "mamba": Mamba}

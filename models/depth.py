@@ -13,8 +13,10 @@ for in each such block. In `step` each row has a cache of its own, for the token
 block, and mixes by itself.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,10 @@ class DepthCache:
 
     rows: list[AttentionCache | MambaCache]
 
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+        self.rows = [copy.deepcopy(self.rows[b]) for b in rows_B.tolist()]
+
 
 class Depth(nn.Module):
     """The choice of the tokens that pass a block, and their way in and out."""
@@ -54,15 +60,37 @@ class Depth(nn.Module):
         )
 
     def forward(
-        self, x_ND: Tensor, context: Context, block: Callable[[Tensor, Context], Tensor]
+        self, x_ND: Tensor, context: Context, mixer, cache: DepthCache | None, block: Callable
     ) -> Tensor:
-        """[N, D] to [N, D], sorted; `block` is called with the tokens that pass it, sorted too."""
+        """[N, D] to [N, D], sorted; `block` is called with the tokens that pass it, sorted too.
+
+        A cache, of one document a row, has the block called row by row, and its `mixer` take in
+        what later steps need.
+        """
         row_J, gate_J = self._choose(x_ND, context)
         if not len(row_J):
             return self._nothing(x_ND, context, block, gate_J) if self.training else x_ND
-        x_JD = take(x_ND, row_J)
-        added_JD = (block(x_JD, chosen(context, row_J)) - x_JD) * gate_J[:, None]
-        return x_ND + put(added_JD.to(x_ND.dtype), row_J, len(x_ND))
+        parts = [slice(None)] if cache is None else self._by_row(row_J, context)
+        states = [None] if cache is None else cache.rows
+        for part, state in zip(parts, states, strict=True):
+            part_J = row_J[part]
+            if not len(part_J):
+                continue
+            mix = None if state is None else partial(mixer, cache=state)
+            x_JD = take(x_ND, part_J)
+            added_JD = block(x_JD, chosen(context, part_J), mix) - x_JD
+            added_JD = (added_JD * gate_J[part, None]).to(x_ND.dtype)
+            x_ND = x_ND + put(added_JD, part_J, len(x_ND))
+        return x_ND
+
+    @staticmethod
+    def _by_row(row_J: Tensor, context: Context) -> list[Tensor]:
+        """Which of the sorted rows are of each row of the batch."""
+        order = context.order
+        flat_J = row_J if order.permutation_N is None else order.permutation_N[row_J]
+        B = len(order.by_row[0])
+        batch_J = flat_J // (sum(order.counts) // B)
+        return [(batch_J == b).nonzero().flatten() for b in range(B)]
 
     @staticmethod
     def _nothing(x_ND: Tensor, context: Context, block, gate_J: Tensor) -> Tensor:
@@ -121,11 +149,15 @@ def chosen(context: Context, row_J: Tensor) -> Context:
     document_1J = (start_J.cumsum(0) - 1).int()[None]
     turn = context.turn
     if turn is not None:
-        turn = (turn[0].flatten(0, 1)[line_J][None], turn[1].flatten(0, 1)[line_J][None])
+        turn = (turn[0].flatten(0, 1)[row_J][None], turn[1].flatten(0, 1)[row_J][None])
+    layout = AttentionLayout.of(document_1J).to(row_J.device)
+    permutation_J, inverse_J = part.order.permutation_N, part.order.inverse_N
+    if permutation_J is not None and inverse_J is not None:
+        layout = layout.sorted(permutation_J, inverse_J)
     return replace(
         part,
         turn=turn,
-        layout=AttentionLayout.of(document_1J).to(row_J.device),
+        layout=layout,
         document_BT=document_1J.to(row_J.device),
         reset_BT=start_J[None].to(row_J.device),
     )
@@ -157,7 +189,7 @@ def _single(context: Context, modality: int, b: int) -> Context:
     turn = context.turn
     if turn is not None:
         turn = (turn[0][b : b + 1], turn[1][b : b + 1])
-    return replace(context, order=order, turn=turn)
+    return replace(context, order=order, turn=turn, seen_BS=None)
 
 
 def _modality(row_J: Tensor, order: Order) -> Tensor:

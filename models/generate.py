@@ -1,32 +1,30 @@
 """`plait generate RUN --prompt ...`: text, pictures and sound from a trained run.
 
-A prompt is text in which `<image:PATH>` and `<speech:PATH>` stand for files. What is sampled
-follows a grammar of modalities, not the model's whim: after a modality's begin marker only that
-tokenizer's ids may come, an image is exactly its grid, a codec's frame is whole, then comes the
-end marker. So whatever is sampled can be decoded.
+Prompts are in prompts.py, what may be sampled in grammar.py, the sampling itself in sampling.py,
+and the files that come of it in samples.py.
 """
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import soundfile
-import torch
 import tyro
-from torch import Tensor
 
 from plait.models.checkpoint import load, newest_checkpoint
-from plait.models.decoder import Decoder
-from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
-from plait.tokenizers.base import Encoded, Tokenizer, Waveform, load_tokenizer
+from plait.models.grammar import Span, Walk
+from plait.models.prompts import encode_prompt, read_prompts
+from plait.models.samples import write_page, write_part
+from plait.models.sampling import Row, Sampling, Speed, sample
+from plait.pipeline.vocabulary import BOS, Vocabulary
+from plait.tokenizers.base import Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError
-from plait.tokenizers.media import read_audio, read_image
 
-FILE = re.compile(r"<(image|speech):([^<>]+)>")
+AUTO = "auto"
+GUIDED = ("image", "speech")
+"""Modalities that `--guidance` and `--contrast` are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,48 +33,79 @@ class GenerateOptions:
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder (its newest checkpoint is taken), or one of its checkpoints."""
-    prompt: str = ""
-    """Text; `<image:PATH>` and `<speech:PATH>` put a file's tokens in its place."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text; `<image:PATH>` and `<speech:PATH>` put a file's tokens in its place. May be repeated;
+    all prompts are sampled side by side."""
+    prompts: str | None = None
+    """File of JSON lines, each a prompt as a string or as {"prompt": "..."}."""
     out: str = "samples"
-    """Folder for text.txt, image.png, speech.wav, bytes.bin and samples.json."""
+    """Folder for text.txt, image.png, speech.wav, bytes.bin and samples.json; with several prompts
+    or samples their numbers follow the name, text-PROMPT-SAMPLE.txt."""
     modality: tuple[str, ...] = ()
-    """What to sample; all that the run knows when empty."""
+    """What to sample; all that the run knows when empty. `auto` lets the model choose what comes
+    after what: text and spans of other modalities, until it ends."""
     count: int = 1
-    """Samples of each modality."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the likeliest token."""
-    top_k: int = 0
-    """Sample among the k likeliest tokens; 0 is all."""
+    """Samples of each prompt and modality."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     max_tokens: int = 200
-    """Longest text or run of bytes, in tokens."""
+    """Longest text or run of bytes, in tokens; with `auto`, no part begins after so many."""
     seconds: float = 3.0
     """Longest sound."""
-    seed: int = 0
-    """Of the sampling."""
+    batch: int = 32
+    """Samples side by side; what is sampled does not depend on it."""
+
+    def check(self) -> None:
+        """ConfigError for a value out of range."""
+        for name in ("count", "max_tokens", "batch"):
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} {getattr(self, name)}: it should be 1 or more")
+        if not 0 < self.seconds < float("inf"):
+            raise ConfigError(f"--seconds {self.seconds}: it should be above 0")
+        if AUTO in self.modality and self.sampling.guided:
+            raise ConfigError(
+                f"--guidance and --contrast are not for --modality {AUTO}; name image or speech"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Job:
+    """A sample to be made, and what it is."""
+
+    prompt: int
+    modality: str
+    number: int
+    row: Row
 
 
 def main(argv: Sequence[str]) -> int:
     """`plait generate`."""
     options = tyro.cli(GenerateOptions, args=list(argv), prog="plait generate")
-    run = Path(options.run)
+    options.check()
+    run, out = Path(options.run), Path(options.out)
     model = load(find_checkpoint(run))
     tokenizers = load_tokenizers(run, model.vocabulary)
-    wanted = options.modality or tuple(dict.fromkeys(t.modality for t in tokenizers.values()))
-    out = Path(options.out)
+    prompts = [*options.prompt, *(read_prompts(Path(options.prompts)) if options.prompts else [])]
+    prompts = prompts or [""]
+    jobs = _jobs(prompts, tokenizers, model.vocabulary, options)
+    alike = sorted(jobs, key=lambda job: job.modality)  # steps of one modality are faster
+    speed = sample(model, [job.row for job in alike], options.sampling, options.batch)
     out.mkdir(parents=True, exist_ok=True)
-    context = encode_prompt(options.prompt, tokenizers, model.vocabulary)
-    records = []
-    for modality in wanted:
-        name = _tokenizer_of(modality, tokenizers)
-        grammar = Grammar.of(name, tokenizers[name], model.vocabulary, options)
-        generator = torch.Generator().manual_seed(options.seed)
-        for number, ids in enumerate(sample(model, context, grammar, options, generator)):
-            encoded = Encoded(ids=ids, width=tokenizers[name].width)
-            path = _write(tokenizers[name], encoded, out, number if options.count > 1 else None)
-            records.append({"modality": modality, "file": path.name, "ids": ids.tolist()})
-            print(f"{modality:<7} {len(ids):>5} tokens  {path}")
-    report = {"run": str(run), "prompt": options.prompt, "samples": records}
+    records = [
+        {
+            "prompt": job.prompt,
+            "sample": job.number,
+            "modality": job.modality,
+            **_write(job, out, _stem(job, len(prompts), options.count), tokenizers, prompts),
+        }
+        for job in jobs
+    ]
+    report = {"run": str(run), "prompts": prompts, "samples": records, "speed": _figures(speed)}
     (out / "samples.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    print(
+        f"prompts {speed.prefill_tokens:,} tokens, {speed.prefill_tokens_per_s:,.0f} tokens/s;"
+        f" samples {speed.sampled_tokens:,} tokens, {speed.sampled_tokens_per_s:,.0f} tokens/s"
+    )
     return 0
 
 
@@ -107,125 +136,34 @@ def load_tokenizers(run: Path, vocabulary: Vocabulary) -> dict[str, Tokenizer]:
     return found
 
 
-def encode_prompt(
-    prompt: str, tokenizers: dict[str, Tokenizer], vocabulary: Vocabulary
-) -> list[int]:
-    """Global ids of a prompt: `<bos>`, then its text and files in order."""
-    ids = [BOS]
-    for modality, raw in parse_prompt(prompt):
-        names = [n for n, t in tokenizers.items() if t.modality == modality]
-        if not names and isinstance(raw, str):
-            names = [n for n, t in tokenizers.items() if t.modality == "bytes"]
-            raw = raw.encode()
-        if not names:
-            raise ConfigError(f"the prompt has {modality}, for which the run has no tokenizer")
-        name = names[0]
-        encoded = tokenizers[name].encode_batch([raw])[0]
-        span = vocabulary.to_global(name, encoded.ids).tolist()
-        begin, end = vocabulary.begin(name), vocabulary.end(name)
-        ids += span if begin is None or end is None else [begin, *span, end]
-    return ids
-
-
-def parse_prompt(prompt: str) -> Iterator[tuple[str, object]]:
-    """The parts of a prompt: (modality, raw sample) in order."""
-    position = 0
-    for match in FILE.finditer(prompt):
-        if match.start() > position:
-            yield "text", prompt[position : match.start()]
-        read: Callable[[Path], object] = read_image if match[1] == "image" else read_audio
-        yield match[1], read(Path(match[2]))
-        position = match.end()
-    if position < len(prompt):
-        yield "text", prompt[position:]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grammar:
-    """Which ids may come where in one sampled span."""
-
-    begin: int | None
-    """The marker put before the span; None for text."""
-    stop: int
-    """The id that ends the span: its end marker, or `<eos>`."""
-    start: int
-    """First global id of the tokenizer."""
-    tokenizer: Tokenizer
-    longest: int
-    """Most tokens in the span."""
-
-    @classmethod
-    def of(
-        cls, name: str, tokenizer: Tokenizer, vocabulary: Vocabulary, options: GenerateOptions
-    ) -> "Grammar":
-        """The grammar of one of the run's tokenizers."""
-        rate = tokenizer.tokens_per_s
-        longest = options.max_tokens if rate is None else round(options.seconds * rate)
-        longest = max(longest // tokenizer.width, 1) * tokenizer.width
-        end = vocabulary.end(name)
-        return cls(
-            begin=vocabulary.begin(name),
-            stop=EOS if end is None else end,
-            start=vocabulary.start(name),
-            tokenizer=tokenizer,
-            longest=tokenizer.span_length or longest,
-        )
-
-    def allowed(self, position: int) -> list[range]:
-        """Ranges of global ids that may stand at a position of the span."""
-        local = self.tokenizer.allowed(position)
-        ids = range(self.start + local.start, self.start + local.stop)
-        fixed = self.tokenizer.span_length is not None
-        may_stop = position > 0 and position % self.tokenizer.width == 0 and not fixed
-        return [ids, range(self.stop, self.stop + 1)] if may_stop else [ids]
-
-
-@torch.no_grad()
-def sample(
-    model: Decoder,
-    context: list[int],
-    grammar: Grammar,
+def _jobs(
+    prompts: Sequence[str],
+    tokenizers: dict[str, Tokenizer],
+    vocabulary: Vocabulary,
     options: GenerateOptions,
-    generator: torch.Generator,
-) -> list[np.ndarray]:
-    """Sample `options.count` spans after the context; local ids, each int64 [n].
-
-    The prompt is read token by token into the model's caches; each row then stops by itself.
-    """
-    model.eval()
-    cache = model.start(options.count)
-    logits_BV = torch.empty(0)
-    for token in context if grammar.begin is None else [*context, grammar.begin]:
-        logits_BV = model.step(torch.full((options.count,), token), cache)
-    rows: list[list[int]] = [[] for _ in range(options.count)]
-    live = torch.ones(options.count, dtype=torch.bool)
-    for position in range(grammar.longest):
-        tokens_B = _pick(logits_BV, grammar.allowed(position), options, generator)
-        live &= tokens_B != grammar.stop
-        for row, token, is_live in zip(rows, tokens_B.tolist(), live.tolist(), strict=True):
-            if is_live:
-                row.append(token - grammar.start)
-        if not live.any() or position + 1 == grammar.longest:
-            break
-        logits_BV = model.step(tokens_B, cache)
-    width = grammar.tokenizer.width
-    return [np.array(row[: len(row) // width * width], np.int64) for row in rows]
-
-
-def _pick(
-    logits_BV: Tensor, allowed: list[range], options: GenerateOptions, generator: torch.Generator
-) -> Tensor:
-    """One token a row among the allowed ids, int64 [B]."""
-    ids_A = torch.cat([torch.arange(r.start, r.stop) for r in allowed])
-    logits_BA = logits_BV.float().cpu()[:, ids_A]
-    if options.temperature == 0:
-        return ids_A[logits_BA.argmax(-1)]
-    logits_BA = logits_BA / options.temperature
-    if 0 < options.top_k < len(ids_A):
-        least_B1 = logits_BA.topk(options.top_k).values[:, -1:]
-        logits_BA = logits_BA.masked_fill(logits_BA < least_B1, -torch.inf)
-    choice_B1 = torch.multinomial(logits_BA.softmax(-1), 1, generator=generator)
-    return ids_A[choice_B1[:, 0]]
+) -> list[_Job]:
+    """All samples: for each prompt and modality, `count` of them."""
+    limits = {"max_tokens": options.max_tokens, "seconds": options.seconds}
+    spans = {name: Span.of(name, t, vocabulary, **limits) for name, t in tokenizers.items()}
+    wanted = options.modality or tuple(dict.fromkeys(t.modality for t in tokenizers.values()))
+    named = {m: None if m == AUTO else spans[_tokenizer_of(m, tokenizers)] for m in wanted}
+    jobs = []
+    for p, prompt in enumerate(prompts):
+        context = encode_prompt(prompt, tokenizers, vocabulary)
+        for modality, span in named.items():
+            marker = () if span is None or span.begin is None else (span.begin,)
+            ids, unguided = (*context, *marker), (BOS, *marker)
+            guided = span is not None and span.tokenizer.modality in GUIDED
+            guided = guided and options.sampling.guided and ids != unguided
+            for number in range(options.count):
+                row = Row(
+                    prompt=ids,
+                    walk=Walk.free(spans, options.max_tokens) if span is None else Walk(span),
+                    draws=np.random.default_rng((options.sampling.seed, p, number)),
+                    unguided=unguided if guided else None,
+                )
+                jobs.append(_Job(prompt=p, modality=modality, number=number, row=row))
+    return jobs
 
 
 def _tokenizer_of(modality: str, tokenizers: dict[str, Tokenizer]) -> str:
@@ -236,17 +174,33 @@ def _tokenizer_of(modality: str, tokenizers: dict[str, Tokenizer]) -> str:
     raise ConfigError(f"--modality {modality}: the run knows {known}")
 
 
-def _write(tokenizer: Tokenizer, encoded: Encoded, out: Path, number: int | None) -> Path:
-    suffixes = {"text": "txt", "image": "png", "speech": "wav", "bytes": "bin"}
-    tail = "" if number is None else f"-{number}"
-    path = out / f"{tokenizer.modality}{tail}.{suffixes.get(tokenizer.modality, 'bin')}"
-    raw = tokenizer.decode(encoded)
-    if isinstance(raw, str):
-        path.write_bytes(raw.encode())
-    elif isinstance(raw, bytes):
-        path.write_bytes(raw)
-    elif isinstance(raw, Waveform):
-        soundfile.write(path, np.clip(raw.samples, -1, 1), raw.sample_rate_hz, subtype="PCM_16")
-    else:
-        raw.save(path)
-    return path
+def _stem(job: _Job, prompts: int, count: int) -> str:
+    """The name of a sample's file: its modality, and its numbers where there are several."""
+    numbers = [job.prompt] * (prompts > 1) + [job.number] * (count > 1)
+    return "-".join([job.modality, *map(str, numbers)])
+
+
+def _write(
+    job: _Job, out: Path, stem: str, tokenizers: dict[str, Tokenizer], prompts: Sequence[str]
+) -> dict[str, object]:
+    """Write a sample's files; returns what the report says of them."""
+    several, found, paths = job.modality == AUTO, [], []
+    for n, part in enumerate(job.row.walk.parts):
+        tokenizer = tokenizers[part.name]
+        name = f"{stem}-{n}-{tokenizer.modality}" if several else stem
+        paths.append(write_part(part, tokenizer, out / name))
+        found.append({"modality": tokenizer.modality, "file": paths[-1].name, "ids": part.ids})
+        print(f"{tokenizer.modality:<7} {len(part.ids):>5} tokens  {paths[-1]}")
+    if not several:
+        return found[0]
+    write_page(prompts[job.prompt], paths, out / f"{stem}.html")
+    return {"page": f"{stem}.html", "parts": found}
+
+
+def _figures(speed: Speed) -> dict[str, float]:
+    return {
+        "prompt_tokens": speed.prefill_tokens,
+        "prompt_tokens_per_s": round(speed.prefill_tokens_per_s, 1),
+        "sampled_tokens": speed.sampled_tokens,
+        "sampled_tokens_per_s": round(speed.sampled_tokens_per_s, 1),
+    }

@@ -37,8 +37,10 @@ class ModalityLinear(nn.Module):
     def forward(self, x_ND: Tensor, order: Order, bias_MO: Tensor | None = None) -> Tensor:
         """[N, I] to [N, O]; `bias_MO` takes the place of a bias that the layer does not have."""
         bias_MO = self.bias if bias_MO is None else bias_MO
-        if len(self.weight) == 1:
-            return F.linear(x_ND, self.weight[0], None if bias_MO is None else bias_MO[0])
+        m = 0 if len(self.weight) == 1 else order.alone
+        if m is not None:
+            bias_O = None if bias_MO is None else bias_MO[0 if len(bias_MO) == 1 else m]
+            return F.linear(x_ND, self.weight[m], bias_O)
         return grouped_linear(x_ND, self.weight, order.counts, bias_MO)
 
     def active(self, modality: int) -> tuple[float, float]:
@@ -62,8 +64,11 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
-        counts = order.counts if len(self.weight) > 1 else (len(x_ND),)
-        return rms_norm(x_ND, self.weight.to(x_ND.dtype), counts, self.eps)
+        weight_MD, counts = self.weight.to(x_ND.dtype), order.counts
+        m = 0 if len(weight_MD) == 1 else order.alone
+        if m is not None:
+            weight_MD, counts = weight_MD[m : m + 1], (len(x_ND),)
+        return rms_norm(x_ND, weight_MD, counts, self.eps)
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""
@@ -90,8 +95,9 @@ class ModalityLayerNorm(nn.Module):
         """[N, ..., D] to the same shape, in its dtype."""
         size = self.weight.shape[1:]
         weight_MD, bias_MD = self.weight.to(x_ND.dtype), self.bias.to(x_ND.dtype)
-        if len(weight_MD) == 1:
-            return F.layer_norm(x_ND, size, weight_MD[0], bias_MD[0], self.eps)
+        m = 0 if len(weight_MD) == 1 else order.alone
+        if m is not None:
+            return F.layer_norm(x_ND, size, weight_MD[m], bias_MD[m], self.eps)
         parts = zip(x_ND.split(order.counts), weight_MD, bias_MD, strict=True)
         return torch.cat([F.layer_norm(x_nD, size, w_D, b_D, self.eps) for x_nD, w_D, b_D in parts])
 
@@ -157,8 +163,9 @@ class _Softplus(torch.autograd.Function):
 
 def spread(w_MD: Tensor, order: Order) -> Tensor:
     """A vector a modality to one a sorted row, [N, D]; with M = 1 it stays [1, D]."""
-    if len(w_MD) == 1:
-        return w_MD
+    m = 0 if len(w_MD) == 1 else order.alone
+    if m is not None:
+        return w_MD[m : m + 1]
     return torch.cat([w_D.expand(n, -1) for n, w_D in zip(order.counts, w_MD, strict=True)])
 
 

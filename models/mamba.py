@@ -26,10 +26,15 @@ STEP_MIN, STEP_MAX = 1e-3, 1e-1
 
 @dataclass(eq=False)
 class MambaCache:
-    """The last inputs of the convolution [B, K, I], oldest first, and the state [B, I, S]."""
+    """The last inputs of the convolution [B, K, I], oldest first, and the state [B, I, S]; A."""
 
     window_BKI: Tensor
     state_BIS: Tensor
+    A_IS: Tensor
+
+    def keep(self, rows_B: Tensor) -> None:
+        """Go on with these rows, which may repeat."""
+        self.window_BKI, self.state_BIS = self.window_BKI[rows_B], self.state_BIS[rows_B]
 
 
 class Mamba(nn.Module):
@@ -64,25 +69,34 @@ class Mamba(nn.Module):
         nn.init.uniform_(self.conv_weight, -bound, bound)
         nn.init.zeros_(self.conv_bias)
 
-    def forward(self, x_ND: Tensor, context: Context) -> Tensor:
-        """[N, D] to [N, D], both sorted."""
+    def forward(self, x_ND: Tensor, context: Context, cache: MambaCache | None = None) -> Tensor:
+        """[N, D] to [N, D], both sorted; a cache, of one document a row, takes in their state."""
         assert context.document_BT is not None and context.reset_BT is not None
         shape, places = context.document_BT.shape, context.order.places
         u_NI, z_NI = self.in_proj(x_ND, context.order).chunk(2, dim=-1)
+        if cache is not None:
+            u_BTI = context.order.unsort(u_NI).unflatten(0, shape)
+            cache.window_BKI = _window(u_BTI, context.document_BT >= 0, self.conv_weight.shape[1])
         conv = (self.conv_weight, self.conv_bias, context.document_BT)
         u_NI = F.silu(causal_conv(u_NI.unflatten(0, shape), *conv, places)).flatten(0, 1)
         dt_NI, B_NS, C_NS = self._selection(u_NI, context)
-        y_BTI = selective_scan(
+        reset_BT = context.reset_BT
+        if cache is not None:  # a step of size 0 leaves the state as it is: padding, to the right
+            padding_N = context.order.sort((context.document_BT < 0).flatten())
+            dt_NI, reset_BT = dt_NI.masked_fill(padding_N[:, None], 0), None
+        y_BTI, state_BIS = selective_scan(
             u_NI.unflatten(0, shape),
             dt_NI.unflatten(0, shape),
             self._A,
             B_NS.unflatten(0, shape),
             C_NS.unflatten(0, shape),
             self.D,
-            context.reset_BT,
+            reset_BT,
             places,
+            return_state=True,
         )
-        assert isinstance(y_BTI, Tensor)
+        if cache is not None:
+            cache.state_BIS = state_BIS
         return self.out_proj(y_BTI.flatten(0, 1) * F.silu(z_NI), context.order)
 
     def start(self, batch_size: int, device: torch.device) -> MambaCache:
@@ -91,6 +105,7 @@ class Mamba(nn.Module):
         return MambaCache(
             torch.zeros(batch_size, taps, inner, device=device),
             torch.zeros(batch_size, inner, self.states, device=device),
+            self._A.detach(),
         )
 
     def step(self, x_BD: Tensor, context: Context, cache: MambaCache) -> Tensor:
@@ -103,7 +118,7 @@ class Mamba(nn.Module):
         selection = self._selection(context.order.sort(u_BI), context)
         dt_BI, B_BS, C_BS = map(context.order.unsort, selection)
         y_BI, cache.state_BIS = selective_scan_step(
-            cache.state_BIS, u_BI, dt_BI, self._A, B_BS, C_BS, self.D
+            cache.state_BIS, u_BI, dt_BI, cache.A_IS, B_BS, C_BS, self.D
         )
         return self.out_proj(context.order.sort(y_BI) * F.silu(z_BI), context.order)
 
@@ -124,4 +139,14 @@ class Mamba(nn.Module):
             dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
         else:
             dt_NI = self.dt_proj(dt_NR, order, self.dt_bias)
-        return softplus(dt_NI), B_NS.float(), C_NS.float()
+        few = context.layout is None  # of a step's few values, torch's own is faster
+        return F.softplus(dt_NI) if few else softplus(dt_NI), B_NS.float(), C_NS.float()
+
+
+def _window(u_BTI: Tensor, real_BT: Tensor, taps: int) -> Tensor:
+    """The last `taps` real positions of each row [B, K, I], zeros where it has fewer."""
+    back_1K = torch.arange(-taps, 0, device=u_BTI.device)[None]
+    at_BK = real_BT.sum(1, keepdim=True) + back_1K
+    at_BK1 = at_BK.clamp(min=0)[..., None]
+    window_BKI = u_BTI.gather(1, at_BK1.expand(-1, -1, u_BTI.shape[2]))
+    return window_BKI.masked_fill((at_BK < 0)[..., None], 0)

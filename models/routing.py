@@ -82,6 +82,9 @@ class Router(nn.Module):
         for m, size in enumerate(self.sizes):
             real = context.order.real[m]
             group = slice(first, first + size)
+            if context.layout is None and not real and context.order.alone is not None:
+                counts, first = counts + [0] * size, first + size  # a step of another modality
+                continue
             row_J, gate_J, taken = self._choose(x_ND[start : start + real], m, group, context)
             rows.append(row_J + start)
             gates.append(gate_J)

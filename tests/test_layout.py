@@ -28,6 +28,8 @@ ALLOWED = {
 }
 ALSO = {
     "models/generate.py": ("plait.pipeline", "plait.tokenizers"),
+    "models/prompts.py": ("plait.tokenizers",),
+    "models/samples.py": ("plait.pipeline.markup",),
     "models/run_config.py": ("plait.pipeline.config",),
     "models/upcycle.py": (
         "plait.pipeline.config",
@@ -35,8 +37,8 @@ ALSO = {
         "plait.pipeline.meters",
     ),
 }
-"""Files that may import more than their folder: sampling reads prompts, a run file is TOML, and
-upcycling writes a run's folder."""
+"""Files that may import more than their folder: sampling reads prompts and writes files, a run
+file is TOML, and upcycling writes a run's folder."""
 
 
 def own_imports(source: str) -> Iterator[str]:

@@ -68,7 +68,7 @@ def test_steps_equal_the_whole_pass(config, new_decoder, new_batch):
     for t, tokens_B in enumerate(batch.tokens_BT.unbind(1)):
         logits_BV = decoder.step(tokens_B, cache)
         torch.testing.assert_close(logits_BV, whole_BTV[:, t], rtol=0, atol=1e-5)
-    assert cache.length == 70
+    assert cache.length_B.tolist() == [70, 70]
     assert (batch.modality_BT[0] != batch.modality_BT[1]).any()
 
 

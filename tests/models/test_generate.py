@@ -1,4 +1,5 @@
 import json
+import re
 from shutil import copytree
 
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from plait.models.generate import load_tokenizers, parse_prompt
+from plait.models.generate import load_tokenizers
+from plait.models.prompts import parse_prompt, read_prompts
 from plait.pipeline import cli
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.base import load_tokenizer
@@ -82,3 +84,75 @@ def test_another_tokenizer_is_refused(sample_run, tmp_path):
     other.save(tmp_path / "tokenizers" / "bytes")
     with pytest.raises(ConfigError, match="not the tokenizer that the model was trained with"):
         load_tokenizers(tmp_path, vocabulary)
+
+
+def test_prompts_side_by_side_are_what_they_are_alone(sample_run, tmp_path):
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('"a dog"\n\n{"prompt": "two red flowers in a garden", "id": 7}\n')
+    words = ("--prompt", "the sea", "--prompts", str(lines), "--max-tokens", "12", "--seconds", "1")
+    report = generate(sample_run, tmp_path / "all", *words, "--count", "2", "--guidance", "2")
+    assert report["prompts"] == ["the sea", "a dog", "two red flowers in a garden"]
+    assert len(report["samples"]) == 3 * 4 * 2
+    named = {
+        f"{s['modality']}-{s['prompt']}-{s['sample']}": s["file"].rpartition(".")[0]
+        for s in report["samples"]
+    }
+    assert all(name == file for name, file in named.items()) and len(named) == 24
+    assert all((tmp_path / "all" / s["file"]).stat().st_size for s in report["samples"])
+    few = generate(
+        sample_run, tmp_path / "few", *words, "--count", "2", "--guidance", "2", "--batch", "5"
+    )
+    assert few["samples"] == report["samples"]
+    alone = ("--prompt", "the sea", "--max-tokens", "12", "--seconds", "1", "--guidance", "2")
+    first = generate(sample_run, tmp_path / "alone", *alone)["samples"]
+    ids = [s["ids"] for s in report["samples"] if (s["prompt"], s["sample"]) == (0, 0)]
+    assert [s["ids"] for s in first] == ids
+    assert report["speed"]["prompt_tokens"] > 20 < report["speed"]["sampled_tokens"]
+    assert min(report["speed"].values()) > 0
+
+
+def test_the_model_may_choose_what_comes(sample_run, tmp_path):
+    words = ("--modality", "auto", "--max-tokens", "60", "--seconds", "0.5", "--count", "8")
+    words += ("--temperature", "1e6")  # all ids alike: after 8 steps of training it is all text
+    report = generate(sample_run, tmp_path, "--prompt", "<b> & a dog", *words)
+    for sample in report["samples"]:
+        page = (tmp_path / sample["page"]).read_text()
+        assert "&lt;b&gt; &amp; a dog" in page
+        for n, part in enumerate(sample["parts"]):
+            assert part["file"].startswith(f"auto-{sample['sample']}-{n}-{part['modality']}.")
+            assert (tmp_path / part["file"]).is_file()
+    assert len({p["modality"] for s in report["samples"] for p in s["parts"]}) > 1
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--top-p", "0"], "--top-p 0.0: it should be above 0"),
+        (["--count", "0"], "--count 0: it should be 1 or more"),
+        (["--seconds", "nan"], "--seconds nan: it should be above 0"),
+        (
+            ["--modality", "auto", "--guidance", "2"],
+            "--guidance and --contrast are not for --modality auto",
+        ),
+        (["--prompts", "no/such.jsonl"], "--prompts no/such.jsonl: cannot be read"),
+    ],
+)
+def test_wrong_options_are_named(words, message, sample_run, capsys):
+    assert cli.main(["generate", str(sample_run), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "there is no prompt in it"),
+        ('"a"\n{"text": "b"}\n', 'line 2: a string or {"prompt": "..."}'),
+        ('"a"\n\nred\n', "line 3: no JSON"),
+        ("[" * 100_000, "line 1: no JSON"),
+        ('"\udcff"', "cannot be read"),
+    ],
+)
+def test_wrong_files_of_prompts_are_named(text, message, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(text, errors="surrogateescape")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        read_prompts(tmp_path / "prompts.jsonl")
