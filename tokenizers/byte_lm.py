@@ -7,9 +7,10 @@ however the text is cut or batched; they are rounded to 1/8192 bit. Another mach
 version of torch may round differently, which is why a stream keeps the starts.
 
 Cost, on one core: 34 kB/s; 0.3 kB/s where bytes come one at a time, as a block that is not full is
-padded and computed again. Worth it only after long training: 300 steps (2.5 MB of text in many
-languages and code, 175 CPU-seconds) gave 2.63 bits a byte on held-out documents' first 700 bytes,
-and counts over all 31 MB 2.41 in 2 s (`byte_entropy.py`). benchmarks/byte_patches.py measures both.
+padded and computed again. 1200 steps on 4 crops (2.5 MB of text in many languages and code, 181
+CPU-seconds) gave 2.34 bits a byte on the beginnings of held-out documents, and counts over all 49
+MB (`byte_entropy.py`) 2.30 there in 2 s: it pays only where it is trained for longer.
+benchmarks/byte_patches.py measures both.
 """
 
 from collections.abc import Iterable, Mapping

@@ -60,8 +60,8 @@ class ByteNetwork(nn.Module):
         self.config = config
         self.embed = nn.Embedding(BEGIN + 1, config.dim)
         self.grams = nn.Embedding(GRAMS << config.hash_bits, config.dim)
-        for table in (self.embed, self.grams):
-            nn.init.normal_(table.weight, std=0.5 / math.sqrt(config.dim))
+        nn.init.normal_(self.embed.weight, std=0.5 / math.sqrt(config.dim))
+        nn.init.zeros_(self.grams.weight)  # most are met a few times: noise would stay in them
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
         self.norm = nn.RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, 256)

@@ -30,13 +30,13 @@ ASIDE_BATCHES = 2
 class Training:
     """How long and on what to train."""
 
-    steps: int = 500
+    steps: int = 1200
     """Updates of the weights."""
-    batch: int = 16
+    batch: int = 4
     """Crops in an update."""
     seq_len: int = 512
     """Bytes of a crop, a multiple of `window`."""
-    lr: float = 2e-3
+    lr: float = 1e-3
     """Learning rate, reached after 50 steps and lowered as a cosine."""
     max_mb: int = 64
     """Megabytes to learn from at most; of more, a random choice."""
