@@ -18,7 +18,6 @@ from plait.kernels.grouped_linear import grouped_linear
 from plait.kernels.nearest_code import nearest_code
 from plait.kernels.product_keys import product_key_topk
 from plait.kernels.rms_norm import rms_norm
-from plait.kernels.run_length_linear import run_length_linear
 from plait.kernels.scan import selective_scan
 from plait.kernels.value_table import weighted_bag
 
@@ -38,7 +37,6 @@ OPS = {
     "nearest_code": lambda: nearest_code(x(3, 2), x(4, 2)),
     "product_keys": lambda: product_key_topk(x(1, 1, 4), x(1, 1, 4), 2),
     "rms_norm": lambda: rms_norm(x(3, 2), x(2, 2), (1, 2), 1e-5),
-    "run_length_linear": lambda: run_length_linear(x(3, 2), x(2, 2, 2), [(1, 1), (0, 2)]),
     "scan": lambda: selective_scan(x(1, 4, 2), x(1, 4, 2), -x(2, 2), x(1, 4, 2), x(1, 4, 2), x(2)),
     "value_table": lambda: weighted_bag(x(4, 2), torch.zeros(2, 2).long(), x(2, 2)),
 }
