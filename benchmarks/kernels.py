@@ -26,10 +26,9 @@ from plait.kernels import (
     product_keys,
     scan,
     scan_c,
+    step_size,
     value_table,
 )
-from plait.models.layers import softplus, spread
-from plait.models.plan import Order
 
 Path = Callable[..., Tensor]
 
@@ -157,14 +156,14 @@ def scans_by_modality() -> Case:
         return y_BTI.flatten(0, 1)[sorted_N].view(y_BTI.shape)
 
     def fast(u, dt, A, B, C, D, bias_MI):
-        order = Order(counts=tuple(counts), real=tuple(counts), by_row=())
-        dt = softplus(dt + spread(bias_MI, order).view(dt.shape))
+        dt = step_size.step_size(dt.flatten(0, 1), bias_MI, counts).view(dt.shape)
         return scan.selective_scan(u, dt, A, B, C, D, reset_BT, places)
 
     inputs = (u, torch.randn_like(dt), A, B, C, D, torch.randn(3, 512) - 3)
     size = "the same, sorted by modality, bias of each"
     paths = {"loop": loop, "selective_scan": fast}
-    return Case("selective_scan by modality", size, paths, inputs)
+    bars = [("selective_scan", "loop", 20, 25)]
+    return Case("selective_scan by modality", size, paths, inputs, bars=bars, bar_threads=2)
 
 
 def linear_in_length(clock: Callable[[], float], repeats: int) -> bool:

@@ -23,12 +23,13 @@ from torch import Tensor
 from plait.kernels.attention import attention
 from plait.kernels.causal_conv import causal_conv
 from plait.kernels.scan import selective_scan
+from plait.kernels.step_size import step_size
 from plait.models.attention import Attention
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.decoder import Block
 from plait.models.feed_forward import FeedForward
-from plait.models.layers import ModalityNorm, rotate, rotation, softplus
+from plait.models.layers import ModalityNorm, rotate, rotation
 from plait.models.mamba import Mamba
 from plait.models.plan import Plan
 from plait.pipeline.batch import Batch
@@ -235,7 +236,8 @@ class Masked:
         u = F.silu(causal_conv(u, part.conv_weight, part.conv_bias, self.plan.document_BT))
         selected = self.linear(u.flatten(0, 1), part.x_proj.weight)
         dt, b, c = selected.split((part.rank, part.states, part.states), -1)
-        dt = softplus(self.linear(dt, part.dt_proj.weight, part.dt_bias))
+        dt = self.linear(dt, part.dt_proj.weight, part.dt_bias)
+        dt = step_size(dt, torch.zeros(1, dt.shape[1]), (len(dt),))
         dt, b, c = (x.view(B, T, -1) for x in (dt, b, c))
         y = selective_scan(u, dt, -part.A_log.exp(), b, c, part.D, self.plan.reset_BT)
         assert isinstance(y, Tensor)

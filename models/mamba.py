@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from plait.kernels.causal_conv import causal_conv, causal_conv_step
 from plait.kernels.scan import selective_scan, selective_scan_step
+from plait.kernels.step_size import step_size
 from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.layers import ModalityLinear, softplus, spread
+from plait.models.layers import ModalityLinear, spread
 
 STEP_MIN, STEP_MAX = 1e-3, 1e-1
 """Range of the initial step sizes."""
@@ -135,12 +136,12 @@ class Mamba(nn.Module):
         """Step size, and input and output maps of the state, sorted; float32."""
         order, sizes = context.order, (self.rank, self.states, self.states)
         dt_NR, B_NS, C_NS = self.x_proj(u_NI, order).split(sizes, dim=-1)
-        if torch.is_autocast_enabled(u_NI.device.type):  # a small bias in full precision
-            dt_NI = self.dt_proj(dt_NR, order).float() + spread(self.dt_bias, order)
+        dt_NI = self.dt_proj(dt_NR, order)
+        if context.layout is None:  # of a step's few values, torch's own is faster
+            dt_NI = F.softplus(dt_NI.float() + spread(self.dt_bias, order))
         else:
-            dt_NI = self.dt_proj(dt_NR, order, self.dt_bias)
-        few = context.layout is None  # of a step's few values, torch's own is faster
-        return F.softplus(dt_NI) if few else softplus(dt_NI), B_NS.float(), C_NS.float()
+            dt_NI = step_size(dt_NI, self.dt_bias, order.counts)
+        return dt_NI, B_NS.float(), C_NS.float()
 
 
 def _window(u_BTI: Tensor, real_BT: Tensor, taps: int) -> Tensor:

@@ -19,6 +19,7 @@ from plait.kernels.nearest_code import nearest_code
 from plait.kernels.product_keys import product_key_topk
 from plait.kernels.rms_norm import rms_norm
 from plait.kernels.scan import selective_scan
+from plait.kernels.step_size import step_size
 from plait.kernels.value_table import weighted_bag
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,7 @@ OPS = {
     "nearest_code": lambda: nearest_code(x(3, 2), x(4, 2)),
     "product_keys": lambda: product_key_topk(x(1, 1, 4), x(1, 1, 4), 2),
     "rms_norm": lambda: rms_norm(x(3, 2), x(2, 2), (1, 2), 1e-5),
+    "step_size": lambda: step_size(x(3, 2), x(2, 2), (1, 2)),
     "scan": lambda: selective_scan(x(1, 4, 2), x(1, 4, 2), -x(2, 2), x(1, 4, 2), x(1, 4, 2), x(2)),
     "value_table": lambda: weighted_bag(x(4, 2), torch.zeros(2, 2).long(), x(2, 2)),
 }
