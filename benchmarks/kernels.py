@@ -8,6 +8,8 @@ does that mean anything.
 """
 
 import argparse
+import contextlib
+import ctypes
 import statistics
 import sys
 import time
@@ -166,12 +168,21 @@ def scans_by_modality() -> Case:
     return Case("selective_scan by modality", size, paths, inputs, bars=bars, bar_threads=2)
 
 
-def linear_in_length(clock: Callable[[], float], repeats: int) -> bool:
-    """A scan of a longer row costs no more a step: at most 1.5 times that of 1024 steps.
+def keep_memory() -> None:
+    """Have glibc keep what is freed, whatever its size; elsewhere nothing."""
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(-4, 0)  # M_MMAP_MAX
+        library.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
 
-    At 8192 steps tensors pass 32 MiB, and glibc maps fresh pages for each; with the environment's
-    MALLOC_MMAP_THRESHOLD_=536870912 and MALLOC_TRIM_THRESHOLD_=2000000000 a step costs 0.9 times.
+
+def linear_in_length(clock: Callable[[], float], repeats: int) -> bool:
+    """A scan of a longer row costs no more a step: at most 1.2 times that of 1024 steps.
+
+    At 8192 steps tensors pass 32 MiB, for which glibc maps fresh pages at each call and gives them
+    back: twice the time of the scan. That is the allocator's, and switched off here.
     """
+    keep_memory()
     print(f"\nselective_scan, by length\n{'':24}{'forward':>20}{'forward, backward':>24}")
     first, fine = (0.0, 0.0), True
     for T in (1024, 2048, 4096, 8192):
@@ -182,9 +193,9 @@ def linear_in_length(clock: Callable[[], float], repeats: int) -> bool:
         both = _median(lambda c=case, path=path: _run(c, path), clock, repeats) / T
         first = first if first[0] else (forward, both)
         ratios = forward / first[0], both / first[1]
-        fine &= max(ratios) <= 1.5
+        fine &= max(ratios) <= 1.2
         cells = f"{T * forward:9.1f} ms {ratios[0]:7.2f}x {T * both:9.1f} ms {ratios[1]:7.2f}x"
-        print(f"  {name + f', {T} steps':24}" + cells + ("" if max(ratios) <= 1.5 else "  MISSED"))
+        print(f"  {name + f', {T} steps':24}" + cells + ("" if max(ratios) <= 1.2 else "  MISSED"))
     return fine
 
 
