@@ -47,7 +47,6 @@ class Router(nn.Module):
     """Scores and choice of the experts of all modalities, E in all."""
 
     threshold_E: Tensor
-    no_decay = ()
 
     def __init__(self, config: ModelConfig, modalities: int, name: str = "experts") -> None:
         """`name` is that of its figures."""
@@ -111,16 +110,17 @@ class Router(nn.Module):
         if context.layout is not None and len(x_nD):
             context.note(f"{self.name}_load", (margin_nE > 0).float().sum(1).mean())
         parts = context.order.by_row[m] if self.by_row else (len(x_nD),)
-        if self.training and len(x_nD):
-            self._learn(scores_nE, margin_nE, group, parts, context)
         if not self.training and not context.leaking:
             expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)
             counts = torch.bincount(expert_J, minlength=scores_nE.shape[1]).tolist()
             return row_J, scores_nE[row_J, expert_J], counts
+        row_kE, gate_kE, lowest_E = self._best(scores_nE, parts)
+        if self.training and len(x_nD):
+            self._learn(row_kE, lowest_E.detach(), margin_nE, group, context)
         if self.training and self.noise:
             noise_nE = torch.rand_like(logits_nE).clamp(1e-6, 1 - 1e-6).logit()
             scores_nE = (logits_nE + self.noise * noise_nE).sigmoid()
-        row_kE, gate_kE, _ = self._best(scores_nE, parts)
+            row_kE, gate_kE, _ = self._best(scores_nE, parts)
         return row_kE.T.flatten(), gate_kE.T.flatten(), [len(row_kE)] * scores_nE.shape[1]
 
     def _best(self, scores_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -146,21 +146,15 @@ class Router(nn.Module):
         return _float32_linear(hidden_nF, self.auxiliary_out[group])
 
     def _learn(
-        self,
-        scores_nE: Tensor,
-        margin_nE: Tensor,
-        group: slice,
-        parts: Sequence[int],
-        context: Context,
+        self, row_kE: Tensor, lowest_E: Tensor, margin_nE: Tensor, group: slice, context: Context
     ) -> None:
-        """Learn the rule of inference from what the experts would take without noise."""
-        row_kE, _, lowest_E = self._best(scores_nE.detach(), parts)
+        """Learn the rule of inference from what the experts take without noise."""
         if self.auxiliary_in is None:
             threshold_E = self.threshold_E[group]
             moved_E = lowest_E.lerp(threshold_E, THRESHOLD_DECAY)
             threshold_E.copy_(torch.where(threshold_E == 0, lowest_E, moved_E))
             return
-        taken_nE = torch.zeros_like(scores_nE).scatter_(0, row_kE, 1.0)
+        taken_nE = torch.zeros_like(margin_nE).scatter_(0, row_kE, 1.0)
         loss = F.binary_cross_entropy_with_logits(margin_nE, taken_nE)
         context.add_loss("auxiliary_router", loss)
 

@@ -18,9 +18,9 @@ from plait.tokenizers.early_stop import EarlyStop
 from plait.tokenizers.fit_state import FitState, Loop
 from plait.tokenizers.image_bottleneck import Bottleneck
 from plait.tokenizers.image_codes_network import Codec
-from plait.tokenizers.image_fit import make_optimizer, set_rate
 from plait.tokenizers.image_losses import Adversary, PictureLoss
 from plait.tokenizers.image_options import FitOptions
+from plait.tokenizers.optimizer import make_optimizer, set_rate
 from plait.tokenizers.pictures import random_crops, scale, whole_crops
 
 WEIGHT_DECAY, BATCH = 0.01, 16

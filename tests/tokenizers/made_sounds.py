@@ -3,6 +3,7 @@
 import numpy as np
 
 from plait.tokenizers.base import Waveform
+from plait.tokenizers.speech_stream import StreamDecoder, StreamEncoder
 
 RATE_HZ = 8000
 
@@ -20,3 +21,18 @@ def hum(seed: int, n: int) -> Waveform:
 def pieces(values: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
     """The values, cut at these places."""
     return np.split(values, sorted(min(cut, len(values)) for cut in cuts))
+
+
+def check_streams(codec, sound: Waveform, cuts: list[int]) -> None:
+    """Coded and decoded in pieces, a sound gives the ids and the samples of the whole."""
+    whole = codec.encode_batch([sound])[0]
+    encoder, decoder = StreamEncoder(codec), StreamDecoder(codec)
+    ids = [
+        encoder.push(Waveform(samples=piece, sample_rate_hz=RATE_HZ))
+        for piece in pieces(sound.samples, cuts)
+        if len(piece)
+    ]
+    ids.append(encoder.finish())
+    assert np.array_equal(np.concatenate(ids), whole.ids)
+    heard = np.concatenate([decoder.push(piece) for piece in pieces(whole.ids, cuts)])
+    assert np.array_equal(heard, codec.decode(whole).samples)
