@@ -226,6 +226,16 @@ class Decoder(nn.Module):
         count_M = torch.tensor(plan.target_counts, device=sum_M.device)
         return Losses(sum_M=sum_M, count_M=count_M, statistics=context.means())
 
+    @torch.no_grad()
+    def nats(self, batch: Batch) -> Tensor:
+        """Cross-entropy of each position's target, float32 [B, T]; 0 where it has none."""
+        plan = Plan.of(batch)
+        x_ND, context = self._trunk(batch, plan)
+        x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
+        loss_J, _ = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
+        nats_N = loss_J.new_zeros(batch.tokens_BT.numel())
+        return nats_N.index_copy(0, plan.target_rows_J, loss_J).view(batch.tokens_BT.shape)
+
     def start(self, batch_size: int) -> Cache:
         """State before the first token of `batch_size` documents."""
         device = self.embedding.device

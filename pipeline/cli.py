@@ -19,6 +19,7 @@ COMMANDS = {
     "verify": ("plait.pipeline.verify", "check every checksum, count and id range of a stream"),
     "train": ("plait.train", "train a model on a stream; an existing run is resumed"),
     "upcycle": ("plait.models.upcycle", "begin a run with experts from a trained one without"),
+    "eval": ("plait.models.evaluate", "losses, bits per byte and answers of a run on any data"),
     "generate": ("plait.models.generate", "sample text, images and speech from a run"),
     "list": ("plait.pipeline.catalog", "what tokenizers, sources and presets there are"),
 }
