@@ -105,7 +105,7 @@ def nats_of(
     batch_size: int,
     done: Callable[[int], None] = lambda ids: None,
 ) -> list[np.ndarray]:
-    """Nats of each piece's ids from its `first` on, float64; `done` hears how many ids were seen.
+    """Nats of each piece's ids from its `first` on, float64; `done` hears how many were found.
 
     Pieces are packed into rows of at most `seq_len`, `batch_size` of them at a time.
     """
@@ -126,7 +126,7 @@ def nats_of(
                 piece = pieces[i]
                 found[i] = nats_BT[row, at + piece.first - 1 : at + len(piece.ids) - 1]
                 at += len(piece.ids)
-        done(int(lengths[[i for row in taken for i in row]].sum()))
+        done(sum(len(found[i]) for row in taken for i in row))
     return found
 
 
