@@ -27,9 +27,18 @@ ALLOWED = {
     ),
 }
 ALSO = {
+    "models/evaluate.py": ("plait.pipeline",),
+    "models/evaluate_report.py": ("plait.pipeline.tables",),
     "models/generate.py": ("plait.pipeline", "plait.tokenizers"),
+    "models/pairs.py": ("plait.pipeline.order",),
+    "models/perplexity.py": (
+        "plait.pipeline.order",
+        "plait.pipeline.split",
+        "plait.pipeline.stream",
+    ),
     "models/prompts.py": ("plait.tokenizers",),
     "models/samples.py": ("plait.pipeline.markup",),
+    "models/scoring.py": ("plait.pipeline.packing",),
     "models/run_config.py": ("plait.pipeline.config",),
     "models/run_store.py": ("plait.pipeline",),
     "models/upcycle.py": (
@@ -38,8 +47,8 @@ ALSO = {
         "plait.pipeline.meters",
     ),
 }
-"""Files that may import more than their folder: sampling reads prompts and writes files, a run
-file is TOML, and training and upcycling write a run's folder."""
+"""Files that may import more than their folder: sampling reads prompts and writes files, evaluation
+reads streams, a run file is TOML, and training and upcycling write a run's folder."""
 
 
 def own_imports(source: str) -> Iterator[str]:
