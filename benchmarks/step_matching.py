@@ -10,9 +10,10 @@ model's last loss (there the dense model has ended its schedule and the sparse o
 is on the safe side), and the same in seconds, by each model's median seconds a step.
 
 The figure is that of the seeds' mean curves, the band the least and the most of all pairs of a
-dense and a sparse seed. Steps whose loss the sparse model had before its first validation, or never
-has, are left out and counted. Runs should differ in nothing else but the model; a warning is
-printed where FLOPs a step differ by over 2 %.
+dense and a sparse run that held out the same documents (runs of one seed, or of any seeds with
+--validation.data). Steps whose loss the sparse model had before its first validation, or never has,
+are left out and counted. Runs should differ in nothing else but the model; a warning is printed
+where FLOPs a step differ by over 2 %.
 """
 
 import json
@@ -40,6 +41,7 @@ from plait.tokenizers.errors import ConfigError, PlaitError
 ALL = "all"
 SLACK = 0.02
 """By how much FLOPs a step may differ."""
+SMOOTH = 3
 STYLE = """<style>text { font: 11.5px sans-serif; fill: #555 } .name { fill: var(--c) }
 .grid { stroke: #ddd; fill: none } .line { stroke: var(--c); stroke-width: 2; fill: none }
 .dot { fill: var(--c) }</style>"""
@@ -55,7 +57,7 @@ class Options:
     """Folders of the sparse model's runs."""
     prefix: str = "validation/"
     """Which losses: `validation/`, or an empty word for those of training."""
-    smooth: int = 3
+    smooth: int = SMOOTH
     """Points of the moving mean over a curve."""
     out: Path | None = None
     """Also draw t(s) into this SVG file."""
@@ -73,11 +75,14 @@ class Run:
     flops_per_step: float
     s_per_step: float
     """Median seconds of a step."""
+    held_out: str
+    """Names the documents that it was validated on; the same for runs that can be compared."""
 
     @classmethod
     def read(cls, path: Path, prefix: str = "validation/") -> "Run":
         """From a run's folder; ConfigError where it has no such losses."""
         folder = RunFolder.read(path)
+        config = toml.build(RunConfig, toml.read_toml(path / "config.toml"), str(path))
         curves = {}
         for name in folder.losses(prefix):
             key = f"{prefix}loss" if name == ALL else f"{prefix}loss/{name}"
@@ -87,20 +92,26 @@ class Run:
         return cls(
             path=path,
             curves=curves,
-            flops_per_step=flops_per_step(path, folder),
+            flops_per_step=flops_per_step(path, config, folder),
             s_per_step=_s_per_step(folder),
+            held_out=_held_out(config),
         )
 
 
-def flops_per_step(path: Path, folder: RunFolder) -> float:
+def flops_per_step(path: Path, config: RunConfig, folder: RunFolder) -> float:
     """Mean over the run's steps: each modality's tokens times its FLOPs a token."""
-    config = toml.build(RunConfig, toml.read_toml(path / "config.toml"), str(path))
     text = (path / "vocabulary.json").read_text(encoding="utf-8")
     with torch.device("meta"):
         model = Decoder(config.model, Vocabulary.from_json(text))
     per_token = flops_per_token(model, config.rows.seq_len)
     tokens = folder.tokens()
     return sum(per_token[name] * n for name, n in tokens.items()) / max(1, folder.step)
+
+
+def _held_out(config: RunConfig) -> str:
+    v = config.validation
+    chosen = [v.data] if v.data else [config.data, v.share, config.seed]
+    return str([*chosen, config.rows.seq_len, v.batches])
 
 
 def _s_per_step(folder: RunFolder) -> float:
@@ -180,15 +191,20 @@ class Result:
     steps: int
 
 
-def compare(dense: Sequence[Run], sparse: Sequence[Run], smooth: int = 3) -> list[Result]:
-    """Every modality that all runs have; `all` comes first."""
+def compare(dense: Sequence[Run], sparse: Sequence[Run], smooth: int = SMOOTH) -> list[Result]:
+    """Every modality that all runs have; `all` comes first. Runs are as `comparable` gives them."""
     names = [n for n in dense[0].curves if all(n in run.curves for run in (*dense, *sparse))]
     slower = _median_s(sparse) / _median_s(dense)
     results = []
     for name in names:
         one, two = mean_curve(dense, name), mean_curve(sparse, name)
         whole = match(one, two, smooth)[0]
-        pairs = [match(d.curves[name], s.curves[name], smooth)[0] for d in dense for s in sparse]
+        pairs = [
+            match(d.curves[name], s.curves[name], smooth)[0]
+            for d in dense
+            for s in sparse
+            if d.held_out == s.held_out
+        ]
         results.append(
             Result(
                 modality=name,
@@ -204,6 +220,23 @@ def compare(dense: Sequence[Run], sparse: Sequence[Run], smooth: int = 3) -> lis
             )
         )
     return results
+
+
+def comparable(
+    dense: Sequence[Run], sparse: Sequence[Run]
+) -> tuple[list[Run], list[Run], list[str]]:
+    """The runs that were validated on documents on which both models were, and a warning if some
+    were not: a run's seed chooses what it holds out, so both models need the same seeds."""
+    both = {run.held_out for run in dense} & {run.held_out for run in sparse}
+    kept = [[run for run in runs if run.held_out in both] for runs in (dense, sparse)]
+    left = [run.path.name for run in (*dense, *sparse) if run.held_out not in both]
+    if not both:
+        raise ConfigError(
+            "no two runs were validated on the same documents: give both models the same --seed, or"
+            " the same --validation.data"
+        )
+    found = [f"left out, as no run of the other model held out the same: {', '.join(left)}"]
+    return kept[0], kept[1], found if left else []
 
 
 def mean_curve(runs: Sequence[Run], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -282,10 +315,11 @@ def table(results: Sequence[Result]) -> str:
 
 
 def main(options: Options) -> int:
-    """Print the table; 1 where the runs' FLOPs a step differ."""
+    """Print the table; 1 where the runs do not quite compare."""
     dense = [Run.read(path, options.prefix) for path in options.dense]
     sparse = [Run.read(path, options.prefix) for path in options.sparse]
-    results, found = compare(dense, sparse, options.smooth), warnings(dense, sparse)
+    dense, sparse, found = comparable(dense, sparse)
+    results, found = compare(dense, sparse, options.smooth), found + warnings(dense, sparse)
     costs = [statistics.mean(run.flops_per_step for run in runs) for runs in (dense, sparse)]
     speeds = [_median_s(dense), _median_s(sparse)]
     if options.json:
