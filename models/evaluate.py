@@ -19,7 +19,7 @@ from plait.models.checkpoint import load
 from plait.models.decoder import Decoder
 from plait.models.evaluate_report import StreamResult, is_finite, print_results, to_facts
 from plait.models.generate import find_checkpoint, load_tokenizers
-from plait.models.pairs import evaluate_pairs
+from plait.models.pairs import evaluate_pairs, find_pairs
 from plait.models.perplexity import Documents, evaluate
 from plait.models.recall import Recall, evaluate_questions, is_questions, read_questions
 from plait.models.run_config import RunConfig
@@ -132,14 +132,16 @@ class Evaluation:
         )
         with Progress(f"evaluating {stream.url}", total=documents.tokens, unit="tokens") as bar:
             tally = evaluate(self.model, documents, c.rows.seq_len, options.batch, bar.advance)
-        pairs = evaluate_pairs(
+        found = find_pairs(
             self.model,
             documents.shuffled(c.seed),
             most=options.pairs,
             seq_len=c.rows.seq_len,
-            batch_size=options.batch,
             seed=c.seed,
         )
+        asked = 2 * sum(pair.tokens for pairs in found.values() for pair, _ in pairs)
+        with Progress("pairs", total=asked, unit="tokens") as bar:
+            pairs = evaluate_pairs(self.model, found, c.rows.seq_len, options.batch, bar.advance)
         seen = trained_on and not held_out
         return StreamResult(held_out=held_out, seen=seen, tally=tally, pairs=pairs)
 

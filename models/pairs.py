@@ -24,6 +24,11 @@ class Pair:
     text: SpanIds
     other: SpanIds
 
+    @property
+    def tokens(self) -> int:
+        """Of both halves."""
+        return len(self.text.ids) + len(self.other.ids)
+
     def half(self, modality: str) -> SpanIds:
         """The text, or the other half."""
         return self.text if modality == "text" else self.other
@@ -49,44 +54,59 @@ class Direction:
         return self.shuffled_loss - self.loss
 
 
+Pairs = dict[str, list[tuple[Pair, Pair]]]
+"""Pairs by the modality of what is not text, each with another one for the control."""
+
+
+def find_pairs(
+    model: Decoder, documents: Documents, *, most: int, seq_len: int, seed: int
+) -> Pairs:
+    """At most `most` pairs of each modality that fit in a row, the first that there are."""
+    found = _gather(model, documents, most, seq_len)
+    return {name: _with_another(pairs, seq_len, seed) for name, pairs in found.items()}
+
+
 def evaluate_pairs(
     model: Decoder,
-    documents: Documents,
-    *,
-    most: int,
+    found: Pairs,
     seq_len: int,
     batch_size: int,
-    seed: int = 0,
     done: Callable[[int], None] = lambda ids: None,
 ) -> list[Direction]:
-    """Both directions for each modality that is paired with text, over at most `most` pairs each.
+    """Both directions of each modality; `done` hears how many tokens were asked for."""
+    return [
+        _direction(model, pairs, given, asked, seq_len, batch_size, done)
+        for modality, pairs in found.items()
+        if pairs
+        for asked, given in ((modality, "text"), ("text", modality))
+    ]
 
-    Pairs longer than a row are left out.
-    """
-    found: list[Direction] = []
-    for modality, pairs in _gather(model, documents, most, seq_len).items():
-        chosen = _with_another(pairs, seq_len, seed)
-        for asked, given in ((modality, "text"), ("text", modality)) if chosen else ():
-            answers = [pair.half(asked) for pair, _ in chosen]
-            pieces = [
-                _piece(model, source.half(given), answer)
-                for n in (0, 1)
-                for source, answer in zip([both[n] for both in chosen], answers, strict=True)
-            ]
-            nats = nats_of(model, pieces, seq_len, batch_size, done)
-            tokens = sum(len(answer.ids) for answer in answers)
-            right, wrong = nats[: len(chosen)], nats[len(chosen) :]
-            found.append(
-                Direction(
-                    given=given,
-                    asked=asked,
-                    pairs=len(chosen),
-                    tokens=tokens,
-                    loss=float(np.concatenate(right).sum()) / tokens,
-                    shuffled_loss=float(np.concatenate(wrong).sum()) / tokens,
-                )
-            )
-    return found
+
+def _direction(
+    model: Decoder,
+    pairs: list[tuple[Pair, Pair]],
+    given: str,
+    asked: str,
+    seq_len: int,
+    batch_size: int,
+    done: Callable[[int], None],
+) -> Direction:
+    answers = [pair.half(asked) for pair, _ in pairs]
+    tokens = sum(len(answer.ids) for answer in answers)
+    losses = []
+    for control in (0, 1):
+        sources = [both[control].half(given) for both in pairs]
+        pieces = [_piece(model, *halves) for halves in zip(sources, answers, strict=True)]
+        nats = nats_of(model, pieces, seq_len, batch_size, done)
+        losses.append(float(np.concatenate(nats).sum()) / tokens)
+    return Direction(
+        given=given,
+        asked=asked,
+        pairs=len(pairs),
+        tokens=tokens,
+        loss=losses[0],
+        shuffled_loss=losses[1],
+    )
 
 
 def _gather(model: Decoder, documents: Documents, most: int, seq_len: int) -> dict[str, list[Pair]]:
@@ -111,11 +131,8 @@ def _gather(model: Decoder, documents: Documents, most: int, seq_len: int) -> di
 
 
 def _fits(text: SpanIds, other: SpanIds, seq_len: int) -> bool:
-    return (
-        bool(len(text.ids))
-        and bool(len(other.ids))
-        and len(text.ids) + len(other.ids) + 3 <= seq_len
-    )
+    lengths = len(text.ids), len(other.ids)
+    return min(lengths) > 0 and sum(lengths) + 3 <= seq_len  # <bos> and markers
 
 
 def _with_another(pairs: list[Pair], seq_len: int, seed: int) -> list[tuple[Pair, Pair]]:

@@ -109,6 +109,7 @@ def nats_of(
 
     Pieces are packed into rows of at most `seq_len`, `batch_size` of them at a time.
     """
+    model.eval()
     lengths = np.array([len(piece.ids) for piece in pieces], np.int64)
     order = np.argsort(-lengths, kind="stable")
     row_of, n_rows = best_fit(lengths[order], seq_len)

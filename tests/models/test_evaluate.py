@@ -10,7 +10,7 @@ from plait.models.checkpoint import load, newest_checkpoint
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 from plait.models.generate import load_tokenizers
-from plait.models.pairs import evaluate_pairs
+from plait.models.pairs import evaluate_pairs, find_pairs
 from plait.models.perplexity import Documents, evaluate
 from plait.models.plan import Plan, prompt_batch
 from plait.models.recall import evaluate_questions, is_right, read_questions
@@ -133,7 +133,9 @@ def test_wrong_use_is_named(sample_run, sample_stream, sample_data, tmp_path, ca
 def test_pairs_against_products_of_conditional_probabilities(sample_run, sample_stream):
     model, stream = model_of(sample_run), Stream(sample_stream)
     documents = Documents.of(stream, model.vocabulary, seed=0)
-    found = evaluate_pairs(model, documents, most=5, seq_len=256, batch_size=3)
+    pairs = find_pairs(model, documents, most=5, seq_len=256, seed=0)
+    assert all(a.text is not b.text for both in pairs.values() for a, b in both)
+    found = evaluate_pairs(model, pairs, 256, 3)
     (image,) = [d for d in found if d.asked == "image"]
     (text,) = [d for d in found if d.given == "image"]
     paired = []
