@@ -52,8 +52,8 @@ VALIDATIONS, VALIDATION_BATCHES = 40, 20
 class Options:
     """Train and compare the models."""
 
-    data: str
-    """The stream."""
+    data: tuple[str, ...]
+    """The stream, or several, mixed as --extra says."""
     out: Path
     """Folder of the runs and of the result."""
     tokens: float = 5e6
@@ -69,7 +69,7 @@ class Options:
     rehearse: int = 0
     """Train so many steps of each model instead, and tell the hours of the whole."""
     extra: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """More options of `plait train`, such as --extra=--optimizer.lr=0.002."""
+    """More words of `plait train`, such as --extra=--optimizer.lr=0.002."""
 
     @property
     def steps(self) -> int:
@@ -98,11 +98,12 @@ def main(options: Options) -> int:
 
 
 def flops_per_step(options: Options, model: str) -> float:
-    """Of full rows of the stream's mixture; the runs' own, by the tokens they saw, come later."""
-    stream = Stream(options.data)
-    vocabulary, counts = Vocabulary.merge([stream.tokenizers]), Counter()
-    for shard in stream.shards:
-        counts.update(shard.tokens)
+    """Of full rows of all the tokens there are; the runs' own, by what they saw, come later."""
+    streams, counts = [Stream(path) for path in options.data], Counter()
+    vocabulary = Vocabulary.merge([stream.tokenizers for stream in streams])
+    for stream in streams:
+        for shard in stream.shards:
+            counts.update(shard.tokens)
     config = read_config(words(options, model, 0))
     with torch.device("meta"):
         per_token = flops_per_token(Decoder(config.model, vocabulary), options.seq_len)
@@ -115,7 +116,7 @@ def words(options: Options, model: str, seed: int) -> list[str]:
     every = max(1, options.steps // VALIDATIONS)
     return [
         *MODELS[model],
-        *("--data", options.data, "--out", str(folder(options, model, seed))),
+        *("--data", *options.data, "--out", str(folder(options, model, seed))),
         *("--seed", str(seed), "--steps", str(options.steps), "--device", "cpu"),
         *("--rows.seq-len", str(options.seq_len), "--rows.batch-size", str(options.batch_size)),
         *("--validation.every", str(every), "--validation.batches", str(VALIDATION_BATCHES)),
