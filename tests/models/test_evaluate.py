@@ -88,6 +88,20 @@ def test_command_prints_the_same_for_any_batch(sample_run, sample_stream, capsys
     assert fewer["pairs"] == []
 
 
+def test_a_loss_that_is_no_number_is_a_problem(sample_run, capsys, monkeypatch):
+    def broken(folder, device="cpu"):
+        model = load(folder, device)
+        model.norm.weight.data.fill_(math.nan)
+        return model
+
+    monkeypatch.setattr("plait.models.evaluate.load", broken)
+    words = [str(sample_run), "--pairs", "0", "--batches", "1"]
+    (facts,) = run_eval(capsys, *words, code=1)["data"].values()
+    assert facts["loss"]["all"] is None
+    assert facts["perplexity"]["all"] is None
+    assert cli.main(["eval", *words]) == 1
+
+
 def test_raw_text_is_tokenized_by_the_run(sample_run, tmp_path, capsys):
     source = tmp_path / "texts"
     source.mkdir()
