@@ -93,7 +93,7 @@ def main(options: Options) -> int:
         codes = list(pool.map(lambda job: train(options, *job), jobs))
     for job, code in zip(jobs, codes, strict=True):
         if code:
-            print(f"failed: see {folder(options, *job)}.log", file=sys.stderr)
+            print(f"failed: see {log_file(options, *job)}", file=sys.stderr)
     return 1 if any(codes) else compare(options)
 
 
@@ -131,6 +131,11 @@ def folder(options: Options, model: str, seed: int) -> Path:
     return options.out / f"{model}-{seed}"
 
 
+def log_file(options: Options, model: str, seed: int) -> Path:
+    """What a run prints."""
+    return options.out / "logs" / f"{model}-{seed}.txt"
+
+
 def train(options: Options, model: str, seed: int) -> int:
     """Train one run, unless it is finished; the exit code."""
     run = folder(options, model, seed)
@@ -139,7 +144,8 @@ def train(options: Options, model: str, seed: int) -> int:
         return 0
     command = [sys.executable, "-m", "plait.pipeline.cli", "train"]
     began = time.monotonic()
-    with run.with_name(f"{run.name}.log").open("a") as log:
+    log_file(options, model, seed).parent.mkdir(exist_ok=True)
+    with log_file(options, model, seed).open("a") as log:
         done = subprocess.run(
             [*command, *words(options, model, seed)],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

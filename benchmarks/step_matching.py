@@ -182,8 +182,9 @@ class Result:
     slope_band: tuple[float, float] | None
     final: float | None
     final_band: tuple[float, float] | None
-    seconds: float | None
-    """`final` in seconds."""
+    slower: float
+    """Median seconds of the sparse model's steps over the dense one's: slope and final times this
+    are ratios of seconds."""
     dense_loss: float
     sparse_loss: float
     """Last losses, means of the seeds."""
@@ -212,7 +213,7 @@ def compare(dense: Sequence[Run], sparse: Sequence[Run], smooth: int = SMOOTH) -
                 slope_band=_band([pair.slope for pair in pairs]),
                 final=whole.final,
                 final_band=_band([pair.final for pair in pairs]),
-                seconds=whole.final * slower if whole.final is not None else None,
+                slower=slower,
                 dense_loss=float(one[1][-1]),
                 sparse_loss=float(two[1][-1]),
                 matched=whole.matched,
@@ -283,33 +284,13 @@ def draw(dense: Sequence[Run], sparse: Sequence[Run], smooth: int) -> str:
 
 def table(results: Sequence[Result]) -> str:
     """A table in Markdown."""
-    rows = [
-        [
-            "",
-            "slope",
-            "seeds",
-            "at the last loss",
-            "seeds",
-            "in seconds",
-            "dense",
-            "sparse",
-            "matched",
-        ]
-    ]
+    header = ["", "slope", "seeds", "in seconds", "at the last loss", "seeds", "in seconds"]
+    rows = [[*header, "dense loss", "sparse loss", "matched"]]
     for r in results:
-        rows.append(
-            [
-                r.modality,
-                _number(r.slope),
-                _span(r.slope_band),
-                _number(r.final) if r.final is not None else "not reached",
-                _span(r.final_band),
-                _number(r.seconds),
-                f"{r.dense_loss:.4f}",
-                f"{r.sparse_loss:.4f}",
-                f"{r.matched}/{r.steps}",
-            ]
-        )
+        slope = [_number(r.slope), _span(r.slope_band), _number(r.slope, r.slower)]
+        final = [_number(r.final), _span(r.final_band), _number(r.final, r.slower)]
+        losses = [f"{r.dense_loss:.4f}", f"{r.sparse_loss:.4f}"]
+        rows.append([r.modality, *slope, *final, *losses, f"{r.matched}/{r.steps}"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
@@ -347,8 +328,9 @@ def _band(values: Sequence[float | None]) -> tuple[float, float] | None:
     return (min(known), max(known)) if len(known) == len(values) > 1 else None
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, times: float = 1.0) -> str:
+    """A dash for what was not reached."""
+    return "-" if value is None else f"{value * times:.3f}"
 
 
 def _span(band: tuple[float, float] | None) -> str:
