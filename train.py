@@ -19,11 +19,13 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, optimizer, run_store
+from plait.models import flops, optimizer, run_store, schedule
 from plait.models.decoder import Decoder, Losses
+from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline.batch import Batch
+from plait.pipeline.learned import Learned
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
@@ -65,6 +67,7 @@ class Run:
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
+        self.objective = Objective(config.objective, self.vocabulary.modalities)
         rows = self._rows("train")
         self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
         torch.manual_seed(config.seed)
@@ -115,15 +118,15 @@ class Run:
     def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
         """One optimizer step; returns the learning rate that it used."""
         c = self.config
-        share = optimizer.lr_share(self.step, self.steps, c.optimizer)
+        share = schedule.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
-        targets = max(1, sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches))
+        targets = self.objective.targets(plan for _, plan in micro_batches)
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
         for batch, plan in micro_batches:
             losses = self._losses(batch, plan)
-            (losses.sum_M.sum() / targets).backward()
+            (self.objective.total(losses) / targets).backward()
             self.meters.add(batch, losses.sum_M, losses.count_M)
         norm = self.optimizer.clip()
         if not math.isfinite(norm):
@@ -178,6 +181,7 @@ class Run:
             split=split if share else "all",
             validation=share,
             vocabulary=self.vocabulary,
+            learned=Learned(mask=c.objective.mask, learn=c.objective.learn),
         )
 
     def _mixture(self) -> dict[str, Any]:
@@ -202,6 +206,8 @@ class Run:
         lines.append(
             f"  {len(self.loader.rows):,} rows of {c.rows.seq_len} an epoch, {step} a step"
         )
+        if c.dry_run:
+            lines += [f"  {line}" for line in self.optimizer.describe()]
         return "\n".join(lines)
 
     def _log(self, line: Line, clock: Clock, board) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from plait.models.config import ModelConfig
+from plait.models.objective import ObjectiveConfig
 from plait.models.optimizer import OptimizerConfig
 from plait.pipeline import config as toml
 from plait.tokenizers.errors import ConfigError
@@ -134,6 +135,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
