@@ -14,12 +14,13 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, optimizer, run_store, schedule
+from plait.models import flops, initialise, optimizer, run_store, schedule
 from plait.models.decoder import Decoder, Losses
 from plait.models.objective import Objective
 from plait.models.plan import Plan
@@ -236,6 +237,10 @@ class Run:
             "parameters": flops.count_parameters(self.model),
             "device": str(self.device),
         }
+        if self.config.init.source:
+            report = initialise.begin_with(self.model, self.config.init)
+            print("\n".join(report.lines()))
+            about["init"] = asdict(report)
         run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
     def _save(self) -> None:

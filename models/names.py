@@ -79,6 +79,14 @@ def owners(vocabulary: Vocabulary) -> Tensor:
     return table
 
 
+def short(names: Collection[str]) -> str:
+    """Some of the names for a person, those of all blocks as one: `blocks.*.mixer.o.weight`."""
+    kinds = [".".join("*" if word.isdigit() else word for word in words) for words in _words(names)]
+    found = list(dict.fromkeys(kinds))
+    more = f" and {len(found) - 6} more" if len(found) > 6 else ""
+    return ", ".join(found[:6]) + more
+
+
 def _rows(module: torch.nn.Module, each: Tensor) -> Iterator[tuple[str, Tensor]]:
     """(name, modality of each row) of what a module itself owns."""
     if isinstance(module, ModalityLinear | ModalityNorm | ModalityLayerNorm):

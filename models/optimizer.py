@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plait.models.decoder import VALUES, Decoder
 from plait.models.freeze import freeze
-from plait.models.names import MODALITY, matching
+from plait.models.names import MODALITY, matching, short
 from plait.models.values import TableOptimizer
 from plait.tokenizers.errors import ConfigError
 
@@ -175,7 +175,8 @@ class Optimizer:
                 if count:
                     lines.setdefault(text, []).append((name, count))
         return [
-            f"{text}: {sum(count for _, count in found):,} parameters in {_short(found)}"
+            f"{text}: {sum(count for _, count in found):,} parameters in "
+            f"{short([name for name, _ in found])}"
             for text, found in sorted(lines.items(), key=lambda line: line[0] == "frozen")
         ]
 
@@ -222,11 +223,3 @@ def _numbers(model: Decoder, config: OptimizerConfig) -> dict[str, tuple[float, 
             lr = lr if group.lr is None else group.lr
             found[name] = lr, decay if group.weight_decay is None else group.weight_decay
     return found
-
-
-def _short(found: list[tuple[str, int]]) -> str:
-    """Some of the names, blocks of one kind together."""
-    kinds = [".".join("*" if w.isdigit() else w for w in name.split(".")) for name, _ in found]
-    names = list(dict.fromkeys(kinds))
-    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(names[:6]) + more

@@ -39,7 +39,7 @@ MODEL_MAY_CHANGE = (
 )
 """Fields of the model that the new run may be given anew; all others shape copied weights."""
 MAY_CHANGE = (
-    *("model.", "optimizer.", "mixture.", "log.", "checkpoint.", "rows.accumulate"),
+    *("model.", "optimizer.", "objective.", "mixture.", "log.", "checkpoint.", "rows.accumulate"),
     *("validation.every", "validation.batches", "steps", "data", "out", "device", "preset"),
 )
 """The same of the run; all others say in what order rows come."""

@@ -43,8 +43,8 @@ class Rows:
     all tokens (`modality_shares`). `exhausted` says what happens before a stream's first row comes
     again: it repeats, rows end, or a ConfigError.
 
-    `split` chooses documents, see split.py; `validation` is the share held out. `learned` says which
-    spans are targets, and changes nothing of the order. Raises ConfigError.
+    `split` chooses documents, see split.py; `validation` is the share held out. `learned` says
+    which spans are targets, and changes nothing of the order. Raises ConfigError.
     """
 
     def __init__(
