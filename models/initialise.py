@@ -61,7 +61,7 @@ class Report:
 
 @torch.no_grad()
 def begin_with(model: Decoder, config: InitConfig) -> Report:
-    """Put weights of the source into a new model; ConfigError, with what to do, where they misfit."""
+    """Put weights of the source into a new model; ConfigError where they misfit."""
     folder = Path(config.source)
     folder = checkpoint.newest_checkpoint(folder) or folder
     source = checkpoint.load(folder)

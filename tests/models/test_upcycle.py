@@ -137,7 +137,7 @@ def test_what_is_suggested():
         (DENSE, DENSE, "nothing would change; say what should: --model.experts 4"),
         (DENSE, replace(MOT, n_layers=3), r"model\.n_layers: 2 in the run, now 3; .* has to stay"),
         (DENSE, replace(MOT, channels=("ffn", "memory")), "block 1 has 'ffn' .* become 'memory'"),
-        (CONFIGS["moma"], replace(CONFIGS["moma"], channels=("ffn",)), "only ffn becomes experts"),
+        (CONFIGS["moma"], replace(CONFIGS["moma"], channels=("ffn",)), "ffn becomes experts"),
         (MOT, replace(DENSE, untie=("qkv",)), r"untie: o, ffn, norm .* --model.untie qkv o ffn"),
         (MOT, replace(MOT, untie=("qkv", "o", "norm")), "ffn of the run have weights for each"),
         (
