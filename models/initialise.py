@@ -48,6 +48,8 @@ class Report:
     """Here, and not loaded: why."""
     left: dict[str, str] = field(default_factory=dict)
     """There, and used nowhere here: why."""
+    tokenizers: dict[str, str] = field(default_factory=dict)
+    """Here: whether rows of their ids were there."""
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -56,6 +58,7 @@ class Report:
             for reason in dict.fromkeys(names.values()):
                 own = [name for name, r in names.items() if r == reason]
                 found.append(f"  {what} ({reason}): {len(own)} tensors, {short(own)}")
+        found += [f"  tokenizer {name}: {what}" for name, what in self.tokenizers.items()]
         return found
 
 
@@ -67,6 +70,7 @@ def begin_with(model: Decoder, config: InitConfig) -> Report:
     source = checkpoint.load(folder)
     here, there = model.state_dict(), source.state_dict()
     report, faults = Report(source=str(folder)), []
+    report.tokenizers = _tokenizers(source.vocabulary, model.vocabulary)
     left_out = _left_out(config, here)
     rows = _Rows(source, model)
     for name, target in here.items():
@@ -150,6 +154,18 @@ class _Rows:
         if not count:
             return f"the source has no rows {which}"
         return "whole" if count == of else f"{count} of {of} rows, those {which}"
+
+
+def _tokenizers(there: Vocabulary, here: Vocabulary) -> dict[str, str]:
+    names = {info.name for info in there.tokenizers}
+    prints = {info.fingerprint for info in there.tokenizers}
+    said = {True: "there, with another fingerprint", False: "not there"}
+    return {
+        info.name: "as there"
+        if info.fingerprint in prints
+        else f"{said[info.name in names]}: its rows are drawn anew"
+        for info in here.tokenizers
+    }
 
 
 def _same_ids(there: Vocabulary, here: Vocabulary) -> tuple[Tensor, Tensor]:

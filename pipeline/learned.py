@@ -17,6 +17,9 @@ from plait.pipeline.stream import Stream
 from plait.pipeline.window import Window
 from plait.tokenizers.errors import ConfigError
 
+FIRST = 100
+"""Documents of each stream in which a column of the metadata is looked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
@@ -38,12 +41,13 @@ class Learned:
                 raise ConfigError(f"mask: no modality {name!r}; there is {', '.join(modalities)}")
         if self.learn in ("all", "last"):
             return
-        there = [key for stream in streams for key in stream.document(0).metadata]
+        firsts = [s.document(i) for s in streams for i in range(min(FIRST, len(s)))]
+        there = dict.fromkeys(key for document in firsts for key in document.metadata)
         if self.learn not in there:
             urls, keys = ", ".join(stream.url for stream in streams), ", ".join(there) or "nothing"
             raise ConfigError(
                 f"learn {self.learn!r}: {urls} has no such column beside its documents; the first "
-                f"has {keys}. It may be all, last, or a column of lists of true and false"
+                f"{FIRST} have {keys}. It may be all, last, or a column of lists of true and false"
             )
 
     def unmask(
