@@ -37,9 +37,10 @@ from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
     *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
-    *("validation.batches", "dry_run"),
+    *("validation.batches", "dry_run", "optimizer.cooldown"),
 )
-"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
+"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
+for a constant one (schedule.py), which may also be given its cooldown when the time comes; `data`
 may have moved (what it holds is compared by the loader's fingerprint), and another mixture holds
 from the step at which the run resumes."""
 

@@ -107,6 +107,17 @@ def test_weights_change_what_is_learned_and_not_what_is_logged(sample_stream, tm
     assert found["1"][1]["loss/text"] < found["0"][1]["loss/text"]
 
 
+def test_a_constant_rate_is_cooled_down_when_the_time_comes(sample_stream, tmp_path):
+    words = ["train", "dense", "--data", str(sample_stream), "--out", str(tmp_path / "run"), *SMALL]
+    words += ["--optimizer.schedule", "constant", "--optimizer.warmup", "2", "--optimizer.lr", "1"]
+    assert cli.main([*words, "--steps", "4", "--optimizer.clip", "1e-9"]) == 0
+    words += ["--optimizer.clip", "1e-9", "--optimizer.min-lr", "0.1"]
+    more = ["--optimizer.cooldown", "0.5", "--optimizer.cooldown-shape", "linear"]
+    assert cli.main([*words, "--steps", "8", *more]) == 0
+    rates = [line["lr"] for line in lines(tmp_path / "run")]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 0.775, 0.55, 0.325])
+
+
 def test_dry_run_prints_the_groups(run_file, tmp_path, capsys):
     words = [run_file, "--out", str(tmp_path / "run"), *SMALL, "--dry-run"]
     assert cli.main(["train", *words]) == 0
