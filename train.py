@@ -122,7 +122,7 @@ class Run:
         c = self.config
         share = schedule.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
-        targets = self.objective.targets(plan for _, plan in micro_batches)
+        targets = self.objective.targets(plan for _, plan in micro_batches) or 1.0
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from plait.models import checkpoint
-from plait.models.decoder import Decoder
+from plait.models.decoder import VALUES, Decoder
 from plait.models.names import matching, modality_rows, short
+from plait.models.values import ValueTable
 from plait.pipeline.vocabulary import BOS, EOS, PAD, Vocabulary
 from plait.tokenizers.errors import ConfigError
 
@@ -69,6 +70,8 @@ def begin_with(model: Decoder, config: InitConfig) -> Report:
     folder = checkpoint.newest_checkpoint(folder) or folder
     source = checkpoint.load(folder)
     here, there = model.state_dict(), source.state_dict()
+    if model.values is not None and VALUES in there:
+        there[VALUES] = _own_columns(there[VALUES], model.values)
     report, faults = Report(source=str(folder)), []
     report.tokenizers = _tokenizers(source.vocabulary, model.vocabulary)
     left_out = _left_out(config, here)
@@ -185,6 +188,13 @@ def _same_ids(there: Vocabulary, here: Vocabulary) -> tuple[Tensor, Tensor]:
         pairs += [(first + i, other + i) for i in range(info.vocab_size)]
     rows = torch.tensor(pairs)
     return rows[:, 0], rows[:, 1]
+
+
+def _own_columns(whole_RD: Tensor, table: ValueTable) -> Tensor:
+    """The columns of a whole table that a rank holds."""
+    rank = 0 if table.group is None else table.group.rank()
+    width = whole_RD.shape[1] // table.ranks
+    return whole_RD[:, rank * width : (rank + 1) * width]
 
 
 def _put(target: Tensor, rows: tuple[Tensor, Tensor], source: Tensor) -> None:

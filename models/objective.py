@@ -45,9 +45,9 @@ class Objective:
         self.weights_M = torch.tensor(weights)
 
     def targets(self, plans: Iterable[Plan]) -> float:
-        """The sum of the weights of all targets of a step, by which its loss is divided."""
+        """The sum of the weights of all targets of a step, by which its loss is divided; or 0."""
         counts_M = torch.tensor([plan.target_counts for plan in plans]).sum(0)
-        return float(counts_M.double() @ self.weights_M.double()) or 1.0
+        return float(counts_M.double() @ self.weights_M.cpu().double())
 
     def total(self, losses: Losses) -> Tensor:
         """The weighted sum of a micro-batch's losses."""

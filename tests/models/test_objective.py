@@ -44,10 +44,10 @@ def test_a_weight_of_zero_learns_nothing_of_it(new_decoder, new_batch):
         torch.testing.assert_close(gradient, found[1][name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_step_without_targets_is_no_division_by_zero(new_batch):
+def test_targets_that_weigh_nothing_count_nothing(new_batch):
     batch = new_batch([(5,)], modalities=["text"])
     objective = Objective(ObjectiveConfig(weights={"text": 0.0}), NAMES)
-    assert objective.targets([Plan.of(batch)]) == 1.0
+    assert objective.targets([Plan.of(batch)]) == 0.0
 
 
 @pytest.mark.parametrize(
