@@ -7,7 +7,7 @@ targets there are at all is in `Batch.loss_mask_BT`, see pipeline/learned.py.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,10 +44,18 @@ class Objective:
         weights = [config.weights.get(name, 1.0) for name in modalities]
         self.weights_M = torch.tensor(weights)
 
-    def targets(self, plans: Iterable[Plan]) -> float:
-        """The sum of the weights of all targets of a step, by which its loss is divided; or 0."""
-        counts_M = torch.tensor([plan.target_counts for plan in plans]).sum(0)
-        return float(counts_M.double() @ self.weights_M.cpu().double())
+    def targets(
+        self,
+        plans: Iterable[Plan],
+        everybody: Callable[[Sequence[int]], Sequence[Sequence[int]]] = lambda own: [own],
+    ) -> float:
+        """The sum of the weights of all targets of a step, by which its loss is divided; or 0.
+
+        `everybody` gives the numbers of all ranks for one's own, so that the sum is of them all.
+        """
+        own = [sum(counts) for counts in zip(*(p.target_counts for p in plans), strict=True)]
+        counts_M = torch.tensor(everybody(own)).sum(0).double()
+        return float(counts_M @ self.weights_M.cpu().double())
 
     def total(self, losses: Losses) -> Tensor:
         """The weighted sum of a micro-batch's losses."""

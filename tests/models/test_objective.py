@@ -23,6 +23,8 @@ def test_weights_weigh_targets_and_keep_the_size(new_decoder, new_batch):
     plain = Objective(ObjectiveConfig(), NAMES)
     assert torch.equal(plain.total(losses), losses.sum_M.sum())
     assert plain.targets([plan, plan]) == 2 * losses.count_M.sum()
+    one, two = [1, 2, 3], [10, 20, 30]
+    assert weighted.targets([plan], lambda own: [one, two]) == 11 + 0.5 * 22, "of all ranks"
     equal = Objective(ObjectiveConfig(weights=dict.fromkeys(NAMES, 3.0)), NAMES)
     mean = (equal.total(losses) / equal.targets([plan])).item()
     assert mean == pytest.approx((losses.sum_M.sum() / losses.count_M.sum()).item())
