@@ -14,16 +14,19 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, optimizer, run_store
+from plait.models import flops, initialise, optimizer, run_store, schedule
 from plait.models.decoder import Decoder, Losses
+from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline.batch import Batch
+from plait.pipeline.learned import Learned
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
@@ -34,9 +37,10 @@ from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
     *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
-    *("validation.batches", "dry_run"),
+    *("validation.batches", "dry_run", "optimizer.cooldown"),
 )
-"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
+"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
+for a constant one (schedule.py), which may also be given its cooldown when the time comes; `data`
 may have moved (what it holds is compared by the loader's fingerprint), and another mixture holds
 from the step at which the run resumes."""
 
@@ -65,6 +69,7 @@ class Run:
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
+        self.objective = Objective(config.objective, self.vocabulary.modalities)
         rows = self._rows("train")
         self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
         torch.manual_seed(config.seed)
@@ -115,15 +120,15 @@ class Run:
     def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
         """One optimizer step; returns the learning rate that it used."""
         c = self.config
-        share = optimizer.lr_share(self.step, self.steps, c.optimizer)
+        share = schedule.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
-        targets = max(1, sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches))
+        targets = self.objective.targets(plan for _, plan in micro_batches) or 1.0
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
         for batch, plan in micro_batches:
             losses = self._losses(batch, plan)
-            (losses.sum_M.sum() / targets).backward()
+            (self.objective.total(losses) / targets).backward()
             self.meters.add(batch, losses.sum_M, losses.count_M)
         norm = self.optimizer.clip()
         if not math.isfinite(norm):
@@ -178,6 +183,7 @@ class Run:
             split=split if share else "all",
             validation=share,
             vocabulary=self.vocabulary,
+            learned=Learned(mask=c.objective.mask, learn=c.objective.learn),
         )
 
     def _mixture(self) -> dict[str, Any]:
@@ -202,6 +208,8 @@ class Run:
         lines.append(
             f"  {len(self.loader.rows):,} rows of {c.rows.seq_len} an epoch, {step} a step"
         )
+        if c.dry_run:
+            lines += [f"  {line}" for line in self.optimizer.describe()]
         return "\n".join(lines)
 
     def _log(self, line: Line, clock: Clock, board) -> None:
@@ -230,6 +238,10 @@ class Run:
             "parameters": flops.count_parameters(self.model),
             "device": str(self.device),
         }
+        if self.config.init.source:
+            report = initialise.begin_with(self.model, self.config.init)
+            print("\n".join(report.lines()))
+            about["init"] = asdict(report)
         run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
     def _save(self) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, Self, get_args
 from plait.tokenizers.errors import ConfigError
 
 Mixer = Literal["attention", "mamba"]
-Channel = Literal["ffn", "experts", "memory", "none"]
+Channel = Literal["ffn", "experts", "memory", "ffn+memory", "none"]
 Part = Literal["qkv", "o", "ffn", "norm", "in", "x", "dt", "out"]
 
 _NEEDS: dict[str, tuple[str, str]] = {
@@ -38,7 +38,8 @@ class ModelConfig:
     mixers: tuple[Mixer, ...] = ("attention",)
     """Sequence mixer of each block: a pattern, repeated."""
     channels: tuple[Channel, ...] = ("ffn",)
-    """Channel mixer of each block: a pattern, repeated; "none" leaves the sequence mixer alone."""
+    """Channel mixer of each block: a pattern, repeated; "none" leaves the sequence mixer alone, and
+    "ffn+memory" sets a memory beside the feed-forward, where "memory" takes its place."""
     untie: tuple[Part, ...] = ()
     """Parts with their own weights for each modality: qkv, o (attention), ffn, norm (norms of the
     blocks and of queries and keys), in, x, dt, out (Mamba)."""
@@ -129,6 +130,11 @@ class ModelConfig:
         return "experts" in self.channels or any(self.depths)
 
     @property
+    def has_memory(self) -> bool:
+        """Whether any block reads the memory's table."""
+        return any("memory" in channel for channel in self.channels)
+
+    @property
     def by_modality(self) -> bool:
         """Whether any part tells modalities apart, so that tokens are sorted by them."""
         return bool(self.untie) or "experts" in self.channels
@@ -214,7 +220,7 @@ class ModelConfig:
                 )
         for part in self.untie:
             pattern, needed = _NEEDS.get(part, ("mixers", self.mixers[0]))
-            if not any(needed in block for block in self.blocks):
+            if not any(needed in (mixer, *channel.split("+")) for mixer, channel in self.blocks):
                 raise ConfigError(
                     f"model.untie: {part!r} belongs to {needed!r}, which is not in model.{pattern}"
                 )
@@ -226,7 +232,7 @@ class ModelConfig:
             )
         if "experts" in self.channels and (not self.experts or min(self.experts) < 1):
             raise ConfigError(f"model.experts: {list(self.experts)} should be numbers >= 1")
-        if "memory" in self.channels:
+        if self.has_memory:
             self._check_memory()
 
     def _check_memory(self) -> None:

@@ -27,6 +27,7 @@ from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
 from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
+from plait.models.memory_beside import MemoryBeside
 from plait.models.plan import Order, Plan, prompt_batch
 from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
         self.values = None
-        if any(channel == "memory" for _, channel in config.blocks):
+        if config.has_memory:
             self.values = ValueTable(config.memory_keys**2, config.value_dim, values_group)
         self.initialise()
 
@@ -347,4 +348,9 @@ class Decoder(nn.Module):
 
 
 _MIXERS = {"attention": Attention, "mamba": Mamba}
-_CHANNELS = {"ffn": FeedForward, "experts": Experts, "memory": Memory}
+_CHANNELS = {
+    "ffn": FeedForward,
+    "experts": Experts,
+    "memory": Memory,
+    "ffn+memory": MemoryBeside,
+}

@@ -1,25 +1,49 @@
-"""AdamW for a decoder: groups by kind of parameter, a schedule that is a function of the step.
+"""AdamW for a decoder: learning rates and weight decay by kind of parameter and by name.
 
 Memory values have their own learning rate, clip norm and weight decay (arXiv:2412.09764, section
 5), and an optimizer that touches only the rows that were read (values.py); norms, biases and the
-scan's `A_log` and `D` are not decayed.
+scan's `A_log` and `D` are not decayed. `optimizer.groups` says otherwise for any others, and
+freeze.py what stands still. schedule.py has the learning rate by step.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import Tensor
 
 from plait.models.decoder import VALUES, Decoder
+from plait.models.freeze import freeze
+from plait.models.names import MODALITY, matching, short
 from plait.models.values import TableOptimizer
 from plait.tokenizers.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupConfig:
+    """Numbers of the parameters whose names match; of several groups, the last one counts."""
+
+    match: tuple[str, ...]
+    lr: float | None = None
+    weight_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        where = f"optimizer.groups, match = {list(self.match)}"
+        if self.lr is None and self.weight_decay is None:
+            raise ConfigError(f"{where}: give lr, weight_decay or both")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"{where}: lr should be above 0, not {self.lr}; see optimizer.freeze")
+        if not (self.weight_decay or 0) >= 0:
+            raise ConfigError(f"{where}: weight_decay should be 0 or more")
+        if any(pattern.startswith(MODALITY) for pattern in self.match):
+            raise ConfigError(f"{where}: a group is of whole parameters, which modalities share")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and cosine decay."""
+    """AdamW, and its learning rate by step."""
 
     lr: float = 3e-3
     """Peak learning rate."""
@@ -27,6 +51,12 @@ class OptimizerConfig:
     """Peak learning rate of memory values."""
     values_weight_decay: float = 0.0
     """Weight decay of memory values, made up for when a row is read again."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate after warm-up. More `steps` on resuming stretch all but "constant"."""
+    cooldown: float = 0.0
+    """With "constant": share of all steps, the last ones, in which it falls; 0 is none."""
+    cooldown_shape: Literal["sqrt", "linear"] = "sqrt"
+    """How it falls: 1 - sqrt(t), or 1 - t."""
     min_lr: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     warmup: int = 30
@@ -41,15 +71,29 @@ class OptimizerConfig:
     """Decoupled weight decay of matrices; norms and biases have none."""
     clip: float = 1.0
     """Largest norm of the gradient (memory values are clipped by themselves); 0 is off."""
+    groups: Annotated[tuple[GroupConfig, ...], tyro.conf.Suppress] = ()
+    """Other numbers for some parameters, in the TOML file alone: `[[optimizer.groups]]` with
+    `match = ["router", "blocks.0.*"]` (parts of names, or globs), `lr` and `weight_decay`."""
     only: tuple[str, ...] = ()
-    """Train no parameters but those whose name has one of these in it, as `auxiliary`."""
+    """Train nothing but these parameters: parts of names as `auxiliary`, globs as `blocks.0.*`, or
+    `modality:image`, a modality's slices of untied weights and its rows of embedding and head."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that keep every bit, named as in `only`; `modality:text` keeps a text model."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "values_lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"optimizer.{name}: should be above 0, not {getattr(self, name)}")
-        if not 0 <= self.min_lr <= 1:
-            raise ConfigError(f"optimizer.min_lr: a share from 0 to 1, not {self.min_lr}")
+        for name in ("min_lr", "cooldown"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"optimizer.{name}: a share from 0 to 1, not {getattr(self, name)}"
+                )
+        if self.cooldown and self.schedule != "constant":
+            raise ConfigError(
+                f"optimizer.cooldown: schedule {self.schedule!r} falls from the start as it is; "
+                "cooldown goes with 'constant'"
+            )
 
 
 class Optimizer:
@@ -58,19 +102,25 @@ class Optimizer:
     def __init__(self, model: Decoder, config: OptimizerConfig) -> None:
         self.model, self.config = model, config
         betas = (config.beta1, config.beta2)
-        kinds = _freeze(model, config.only)
-        groups = [
-            {
-                "params": [p for name, p in model.named_parameters() if kinds.get(name) == kind],
-                "weight_decay": config.weight_decay if kind == "decay" else 0.0,
-            }
-            for kind in ("decay", "no_decay")
-        ]
-        self.adam = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+        trained, self.partial = freeze(model, config.only, config.freeze)
+        self.numbers = _numbers(model, config)
+        groups: dict[tuple[float, float], dict] = {}
+        for name in sorted(trained.keys() - {VALUES}, key=list(self.numbers).index):
+            lr, decay = self.numbers[name]
+            key = lr, 0.0 if name in self.partial else decay
+            group = {"params": [], "peak": lr, "weight_decay": key[1]}
+            groups.setdefault(key, group)["params"].append(trained[name])
+        self.adam = torch.optim.AdamW(
+            list(groups.values()) or [{"params": []}],
+            lr=config.lr,
+            betas=betas,
+            eps=config.eps,
+            fused=True,
+        )
         self.table = None
-        if model.values is not None and VALUES in kinds:
+        if model.values is not None and VALUES in trained:
             self.table = TableOptimizer(
-                model.values, betas=betas, eps=config.eps, weight_decay=config.values_weight_decay
+                model.values, betas=betas, eps=config.eps, weight_decay=self.numbers[VALUES][1]
             )
         self._table_scale = 1.0
 
@@ -88,7 +138,12 @@ class Optimizer:
             self.table.table.ledger.clear()
 
     def clip(self) -> float:
-        """Clip memory values and all the rest, each by its own norm; the norm of everything."""
+        """Clip memory values and all the rest, each by its own norm; the norm of everything.
+
+        The gradient of what is frozen counts nothing: it is set to 0 before.
+        """
+        for partial in self.partial.values():
+            partial.zero_gradient()
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
@@ -99,10 +154,31 @@ class Optimizer:
     def step(self, lr_share: float) -> None:
         """Move everything, at this share of the peak learning rates; `clip` was called before."""
         for group in self.adam.param_groups:
-            group["lr"] = self.config.lr * lr_share
+            group["lr"] = group.get("peak", 0.0) * lr_share
+        for name, partial in self.partial.items():
+            lr, decay = self.numbers[name]
+            partial.decay(lr * lr_share * decay)
         self.adam.step()
         if self.table is not None:
-            self.table.step(self.config.values_lr * lr_share, self._table_scale)
+            self.table.step(self.numbers[VALUES][0] * lr_share, self._table_scale)
+
+    def describe(self) -> list[str]:
+        """Lines for a person: each group's numbers and parameters, and what is frozen."""
+        lines: dict[str, list[tuple[str, int]]] = {}
+        for name, p in self.model.named_parameters():
+            lr, decay = self.numbers[name]
+            still = 0 if p.requires_grad else p.numel()
+            if name in self.partial:
+                still = p[0].numel() * int((~self.partial[name].live).sum())
+            group = f"lr {lr:.1e}, weight decay {decay:g}"
+            for text, count in ((group, p.numel() - still), ("frozen", still)):
+                if count:
+                    lines.setdefault(text, []).append((name, count))
+        return [
+            f"{text}: {sum(count for _, count in found):,} parameters in "
+            f"{short([name for name, _ in found])}"
+            for text, found in sorted(lines.items(), key=lambda line: line[0] == "frozen")
+        ]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state as named tensors, for a safetensors file."""
@@ -132,21 +208,18 @@ class Optimizer:
             self.table.load_state_tensors(table)
 
 
-def _freeze(model: Decoder, only: tuple[str, ...]) -> Mapping[str, str]:
-    """Kinds of the parameters to train by name; all others lose their gradient."""
+def _numbers(model: Decoder, config: OptimizerConfig) -> dict[str, tuple[float, float]]:
+    """Peak learning rate and weight decay of each parameter, those with decay first."""
     kinds = model.parameter_kinds()
-    for name, parameter in model.named_parameters():
-        if only and not any(part in name for part in only):
-            parameter.requires_grad_(False)
-            del kinds[name]
-    if not kinds:
-        raise ConfigError(f"optimizer.only: no parameter has {' or '.join(only)} in its name")
-    return kinds
-
-
-def lr_share(step: int, steps: int, config: OptimizerConfig) -> float:
-    """Share of the peak learning rate at step 0 .. steps - 1: linear warm-up, then a cosine."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, steps - config.warmup)
-    return config.min_lr + (1 - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    defaults = {
+        "decay": (config.lr, config.weight_decay),
+        "no_decay": (config.lr, 0.0),
+        "values": (config.values_lr, config.values_weight_decay),
+    }
+    found = {n: defaults[k] for kind in defaults for n, k in kinds.items() if k == kind}
+    for group in config.groups:
+        for name in {n for p in group.match for n in matching(p, found, "optimizer.groups")}:
+            lr, decay = found[name]
+            lr = lr if group.lr is None else group.lr
+            found[name] = lr, decay if group.weight_decay is None else group.weight_decay
+    return found

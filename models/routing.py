@@ -60,6 +60,7 @@ class Router(nn.Module):
         self.capacity, self.noise = config.capacity, config.router_noise
         self.name, self.by_row = name, config.expert_choice == "row"
         experts, hidden = sum(self.sizes), max(1, config.dim // 2)
+        self.fixed = [False] * experts  # by freeze.py: thresholds that stand still
         self.weight = nn.Parameter(torch.empty(experts, config.dim))
         self.register_buffer("threshold_E", torch.empty(experts))
         self.auxiliary_in = self.auxiliary_out = None
@@ -150,6 +151,8 @@ class Router(nn.Module):
     ) -> None:
         """Learn the rule of inference from what the experts take without noise."""
         if self.auxiliary_in is None:
+            if self.fixed[group.start]:
+                return
             threshold_E = self.threshold_E[group]
             moved_E = lowest_E.lerp(threshold_E, THRESHOLD_DECAY)
             threshold_E.copy_(torch.where(threshold_E == 0, lowest_E, moved_E))

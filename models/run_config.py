@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 import tyro
 
 from plait.models.config import ModelConfig
+from plait.models.initialise import InitConfig
+from plait.models.objective import ObjectiveConfig
 from plait.models.optimizer import OptimizerConfig
 from plait.pipeline import config as toml
 from plait.tokenizers.errors import ConfigError
@@ -132,8 +134,10 @@ class RunConfig:
     dry_run: bool = False
     """Print sizes and FLOPs by modality, and stop."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: InitConfig = field(default_factory=InitConfig)
     rows: RowsConfig = field(default_factory=RowsConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

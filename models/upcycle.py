@@ -1,12 +1,16 @@
-"""`plait upcycle RUN --out NEW`: a trained run as the seed of one with experts or untied parts.
+"""`plait upcycle RUN --out NEW --preset mot`: a trained run as the seed of one with more weights.
 
 Upcycling (MoMa, arXiv:2407.21770, section 2.5): the feed-forward of each modality is copied to all
 experts of its group, whose routers are drawn anew; a shared part that becomes untied is copied for
-each modality (dense to Mixture-of-Transformers, Mamba to Mixture-of-Mamba), and so far the model
-computes what it did. All else stays, the loader's position too: no row is trained on twice. Step,
-learning-rate schedule and the optimizer's moments begin anew; steps of a `mixture.schedule` count
-from the seed's first row. With Gumbel noise on the router (`router_noise`, 1 by default here)
-experts that are born equal come to differ.
+each modality (dense to Mixture-of-Transformers, Mamba to Mixture-of-Mamba), and a memory comes
+beside a feed-forward (`ffn+memory`) with an output projection of zeros: so far the model computes
+what it did, to rounding. With experts it does not quite: gates weigh them, and some tokens have
+none. `--preset` asks for the parts of a preset.
+
+All else stays, the loader's position too: no row is trained on twice. Step, learning-rate schedule
+and the optimizer's moments begin anew (they were made for steps of another size); steps of a
+`mixture.schedule` count from the seed's first row. With Gumbel noise on the router (`router_noise`,
+1 by default here) experts that are born equal come to differ.
 
 The same command prepares routers for inference that are trained after the model (section 2.4), all
 else standing still: `--model.causal-choice auxiliary --model.router-noise 0 --optimizer.only
@@ -16,7 +20,7 @@ auxiliary`.
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +31,7 @@ from torch import Tensor
 from plait.models import checkpoint, flops, optimizer
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
-from plait.models.run_config import RunConfig
+from plait.models.run_config import PRESETS, RunConfig
 from plait.pipeline import config as toml
 from plait.pipeline.environment import describe_environment
 from plait.pipeline.meters import Meters
@@ -38,12 +42,16 @@ MODEL_MAY_CHANGE = (
     *("gate_after_norm", "router_noise", "z_loss", "depth_capacity", "depth_every"),
 )
 """Fields of the model that the new run may be given anew; all others shape copied weights."""
+PARTS = ("channels", "untie", "experts", "capacity", "depth_capacity", "depth_every")
+"""Fields of the model that `--preset` takes from a preset."""
 MAY_CHANGE = (
-    *("model.", "optimizer.", "mixture.", "log.", "checkpoint.", "rows.accumulate"),
+    *("model.", "optimizer.", "objective.", "mixture.", "log.", "checkpoint.", "rows.accumulate"),
     *("validation.every", "validation.batches", "steps", "data", "out", "device", "preset"),
 )
 """The same of the run; all others say in what order rows come."""
-NAMES = "--model.experts 4, or --model.channels ffn --model.untie qkv o ffn norm"
+NAMES = "--preset mot, --model.experts 4, or --model.channels ffn --model.untie qkv o ffn norm"
+GROWN = {("ffn", "experts"), ("ffn", "ffn+memory"), ("none", "memory")}
+"""What the channel mixer of a block may become."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +65,10 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"{first}: not a run's folder, it has no config.toml")
     old = toml.build(RunConfig, toml.read_toml(path), str(path))
     default = replace(old, out="", model=suggested(old.model))
+    asks = not {"-h", "--help"}.isdisjoint(rest)
+    preset = "" if asks else tyro.cli(_Preset, args=rest, return_unknown_args=True)[0].preset
+    if preset:
+        default = replace(default, model=of_preset(old.model, preset))
     new = tyro.cli(RunConfig, default=default, args=rest, prog=f"plait upcycle {first}")
     if "experts" not in new.model.channels:
         new = replace(new, model=replace(new.model, router_noise=old.model.router_noise))
@@ -72,6 +84,33 @@ def suggested(model: ModelConfig) -> ModelConfig:
         return model
     untie = tuple(part for part in model.untie if part != "ffn")
     return replace(model, channels=channels, untie=untie, experts=(4,), router_noise=1.0)
+
+
+@dataclass(frozen=True)
+class _Preset:
+    preset: str = ""
+
+
+def of_preset(model: ModelConfig, preset: str) -> ModelConfig:
+    """A model with the parts of a preset, and all else as it is."""
+    path = PRESETS / f"{preset}.toml"
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in PRESETS.glob("*.toml")))
+        raise ConfigError(f"preset: no {preset!r}; there is {there}")
+    wanted = ModelConfig.from_table(toml.read_toml(path)["model"], str(path))  # type: ignore
+    parts = {name: getattr(wanted, name) for name in PARTS}
+    untie = dict.fromkeys((*model.untie, *wanted.untie))
+    parts["untie"] = tuple(part for part in untie if part != "ffn" or "ffn" in wanted.channels)
+    if not model.has_memory:
+        parts |= {n: getattr(wanted, n) for n in vars(wanted) if n.startswith("memory_")}
+    if wanted.has_memory:
+        blocks = zip(model.blocks, wanted.channels * model.n_layers, strict=False)
+        parts["channels"] = tuple(
+            {"ffn": "ffn+memory", "none": "memory"}.get(own, own) if "memory" in new else own
+            for (_, own), new in blocks
+        )
+    noise = 1.0 if "experts" in wanted.channels and "experts" not in model.channels else None
+    return replace(model, **parts, router_noise=model.router_noise if noise is None else noise)
 
 
 def upcycle_run(run: Path, old: RunConfig, new: RunConfig) -> None:
@@ -150,6 +189,9 @@ def _copied(
 ) -> Tensor:
     """What a tensor of the new model begins with; `drawn` is what it was drawn as."""
     found = state.get(name)
+    if found is None and ".router." not in name and f"{name}.weight" not in state:
+        memory = not name.endswith((".out", ".out_bias"))
+        return drawn if memory else torch.zeros_like(drawn)
     if ".router." in name and (found is None or not (same_experts or ".depth." in name)):
         return drawn
     if found is not None and found.shape[1:] == drawn.shape[1:] and len(found) in (1, len(drawn)):
@@ -164,17 +206,20 @@ def _check(old: ModelConfig, new: ModelConfig, modalities: int) -> None:
         raise ConfigError(f"nothing would change; say what should: {NAMES}")
     for field in fields(ModelConfig):
         before, now = getattr(old, field.name), getattr(new, field.name)
-        if field.name not in MODEL_MAY_CHANGE and before != now:
+        new_memory = field.name.startswith("memory_") and not old.has_memory
+        if field.name not in MODEL_MAY_CHANGE and before != now and not new_memory:
             raise ConfigError(
                 f"model.{field.name}: {before!r} in the run, now {now!r}; trained weights have "
                 "that shape, so it has to stay"
             )
     for number, ((_, before), (_, now)) in enumerate(zip(old.blocks, new.blocks, strict=True)):
-        if before != now and (before, now) != ("ffn", "experts"):
+        if before != now and (before, now) not in GROWN:
+            ways = ", ".join(f"{a} becomes {b}" for a, b in sorted(GROWN))
             raise ConfigError(
-                f"model.channels: block {number} has {before!r} and cannot become {now!r}; only "
-                "ffn becomes experts"
+                f"model.channels: block {number} has {before!r} and cannot become {now!r}; {ways}"
             )
+    if new.has_memory and not old.has_memory and not new.memory_gate:
+        raise ConfigError("model.memory_gate: a memory without it cannot begin as nothing")
     tied = [part for part in old.untie if part not in new.untie]
     if tied and not (tied == ["ffn"] and "ffn" not in new.channels):
         raise ConfigError(

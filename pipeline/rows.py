@@ -15,6 +15,7 @@ import xxhash
 from plait.kernels.fill_rows import Filled
 from plait.pipeline.batch import Batch
 from plait.pipeline.gather import empty_rows, gather, kinds_of
+from plait.pipeline.learned import ALL, Learned
 from plait.pipeline.plan import Packing, StreamPlan
 from plait.pipeline.row import Row
 from plait.pipeline.schedule import Schedule, Stretches, Weights, check_stretches
@@ -42,7 +43,8 @@ class Rows:
     all tokens (`modality_shares`). `exhausted` says what happens before a stream's first row comes
     again: it repeats, rows end, or a ConfigError.
 
-    `split` chooses documents, see split.py; `validation` is the share held out. Raises ConfigError.
+    `split` chooses documents, see split.py; `validation` is the share held out. `learned` says
+    which spans are targets, and changes nothing of the order. Raises ConfigError.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Rows:
         split: Split = "all",
         validation: float = 0.0,
         vocabulary: Vocabulary | None = None,
+        learned: Learned = ALL,
     ) -> None:
         self._options = {k: v for k, v in locals().items() if k != "self"}
         self.streams = (streams,) if isinstance(streams, Stream) else tuple(streams)
@@ -69,6 +72,8 @@ class Rows:
         self.vocabulary = vocabulary or Vocabulary.merge([s.tokenizers for s in self.streams])
         _check_vocabulary(self.vocabulary, self.streams)
         self._modalities = self.vocabulary.modalities
+        self._learned = learned
+        learned.check(self._modalities, self.streams)
         self._kinds = [kinds_of(s.tokenizers, self.vocabulary) for s in self.streams]
         self._plans = [
             StreamPlan(
@@ -242,6 +247,8 @@ class Rows:
         for (stream, window, epoch), rows, to in self._groups(numbers):
             plan = self._plans[stream].plan(window, epoch)
             patched |= gather(*plan, self._kinds[stream], out, rows, to)
+            if self._learned and out.loss_mask is not None:
+                self._learned.unmask(self.streams[stream], *plan, rows, to, out.loss_mask)
         if not patched:
             out.patch_starts = None
         return out

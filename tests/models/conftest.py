@@ -46,6 +46,7 @@ COMBINATIONS = {
         "memory_value_dim": 24,
         "memory_qk_norm": False,
     },
+    "beside": {"channels": ("ffn+memory", "ffn"), "untie": ("ffn", "norm")},
     "no_gate": {"channels": ("memory",), "memory_gate": False, "qk_norm": "none"},
     "mamba_experts": {
         "mixers": ("mamba",),

@@ -11,7 +11,7 @@ from plait.models.checkpoint import newest_checkpoint
 from plait.models.config import ModelConfig
 from plait.models.experts import Experts
 from plait.models.run_config import RunConfig, read_config
-from plait.models.upcycle import suggested, upcycle
+from plait.models.upcycle import of_preset, suggested, upcycle
 from plait.pipeline import cli
 from plait.pipeline.config import build, read_toml
 from plait.tokenizers.errors import ConfigError
@@ -25,6 +25,7 @@ SEEDS = {
     "ffn by modality": replace(DENSE, untie=("ffn", "o")),
     "one expert": replace(DENSE, channels=("experts",), experts=(1,), untie=("norm",)),
 }
+SLOTS = {"memory_keys": 8, "memory_top_k": 4}
 MOT = replace(DENSE, untie=("qkv", "o", "ffn", "norm"))
 MIXTURE = CONFIGS["mixture_of_mamba"]
 
@@ -36,8 +37,11 @@ MIXTURE = CONFIGS["mixture_of_mamba"]
         (replace(DENSE, untie=("o",), norm="post"), replace(MOT, norm="post")),
         (replace(MIXTURE, untie=()), MIXTURE),
         (replace(CONFIGS["mot_memory"], untie=()), CONFIGS["mot_memory"]),
+        (DENSE, replace(DENSE, channels=("ffn", "ffn+memory"), **SLOTS)),
+        (MOT, replace(MOT, channels=("ffn+memory",), norm="pre", **SLOTS)),
+        (replace(MIXTURE, untie=()), replace(MIXTURE, channels=("none", "memory"), untie=())),
     ],
-    ids=["MoT", "post", "Mixture-of-Mamba", "memory"],
+    ids=["MoT", "post", "Mixture-of-Mamba", "memory", "dense memory", "MoT memory", "Mamba memory"],
 )
 def test_untied_copies_say_what_the_shared_part_said(seed, grown, new_decoder, new_batch):
     decoder, batch = new_decoder(seed), new_batch([(9, 14), (5, 3, 11)], padding=2)
@@ -48,6 +52,9 @@ def test_untied_copies_say_what_the_shared_part_said(seed, grown, new_decoder, n
     new.loss(batch).sum_M.sum().backward()
     stacked = [p.grad for p in new.parameters() if p.grad is not None and len(p) == 3]
     assert any((grad[0] != grad[1]).any() for grad in stacked), "copies learn apart"
+    outs = [p.grad for n, p in new.named_parameters() if n.endswith(("channel.out", "memory.out"))]
+    assert bool(outs) == grown.has_memory
+    assert all(grad is not None and grad.any() for grad in outs), "what begins at zero learns"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -134,10 +141,10 @@ def test_what_is_suggested():
 @pytest.mark.parametrize(
     ("seed", "grown", "message"),
     [
-        (DENSE, DENSE, "nothing would change; say what should: --model.experts 4"),
+        (DENSE, DENSE, "nothing would change; say what should: --preset mot, --model"),
         (DENSE, replace(MOT, n_layers=3), r"model\.n_layers: 2 in the run, now 3; .* has to stay"),
         (DENSE, replace(MOT, channels=("ffn", "memory")), "block 1 has 'ffn' .* become 'memory'"),
-        (CONFIGS["moma"], replace(CONFIGS["moma"], channels=("ffn",)), "only ffn becomes experts"),
+        (CONFIGS["moma"], replace(CONFIGS["moma"], channels=("ffn",)), "ffn becomes experts"),
         (MOT, replace(DENSE, untie=("qkv",)), r"untie: o, ffn, norm .* --model.untie qkv o ffn"),
         (MOT, replace(MOT, untie=("qkv", "o", "norm")), "ffn of the run have weights for each"),
         (
@@ -161,6 +168,34 @@ def test_what_is_suggested():
 def test_what_does_not_fit_says_what_to_do(seed, grown, message, new_decoder):
     with pytest.raises(ConfigError, match=message):
         upcycle(new_decoder(seed), grown)
+
+
+@pytest.mark.parametrize(
+    ("seed", "preset", "channels", "untie"),
+    [
+        (DENSE, "mot", ("ffn",), ("qkv", "o", "ffn", "norm")),
+        (replace(DENSE, untie=("o",)), "moma", ("experts",), ("o",)),
+        (replace(DENSE, untie=("ffn",)), "moma", ("experts",), ()),
+        (DENSE, "memory", ("ffn", "ffn+memory"), ()),
+        (replace(MIXTURE, untie=()), "mixture_of_mamba", ("none",), ("in", "x", "dt", "out")),
+        (replace(MIXTURE, untie=()), "memory", ("none", "memory"), ()),
+    ],
+)
+def test_a_presets_parts(seed, preset, channels, untie, new_decoder):
+    model = of_preset(seed, preset)
+    assert (model.channels, model.untie) == (channels, untie)
+    assert (model.dim, model.n_layers, model.mixers) == (seed.dim, seed.n_layers, seed.mixers)
+    assert model.router_noise == ("experts" in channels)
+    assert upcycle(new_decoder(seed), model).config == model
+
+
+def test_a_preset_that_does_not_fit_or_is_none(new_decoder):
+    with pytest.raises(ConfigError, match="no 'mott'; there is dense, "):
+        of_preset(DENSE, "mott")
+    with pytest.raises(ConfigError, match=r"model\.untie: 'in' belongs to 'mamba'"):
+        of_preset(DENSE, "mixture_of_mamba")
+    with pytest.raises(ConfigError, match=r"memory_gate: a memory without it cannot begin as noth"):
+        upcycle(new_decoder(DENSE), replace(of_preset(DENSE, "memory"), memory_gate=False))
 
 
 SMALL = [
