@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from plait.kernels import (
+    attention_triton,
     causal_conv_triton,
     grouped_linear_triton,
     nearest_code_triton,
@@ -60,6 +61,8 @@ class Case:
     whole: str = ""
     """Numbers that are multiples of 16."""
     product: bool = False
+    hip: dict = field(default_factory=dict)
+    """Constants that are others on AMD's."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,29 @@ def cases() -> list[Case]:
     nearest = nearest_code_triton
     types = {"code_ptr": "*i64"}
     found.append(Case("nearest code", nearest.nearest_kernel, nearest.TILE, (), types, "K D"))
-    return found + linear_cases() + conv_cases() + norm_cases() + table_cases() + pool_cases()
+    found += attention_cases() + linear_cases() + conv_cases() + norm_cases()
+    return found + table_cases() + pool_cases()
+
+
+def attention_cases() -> list[Case]:
+    """Both tiles of each precision; rows in an order of their own."""
+    module, strides = attention_triton, "q_n q_h k_n k_h v_n v_h"
+    half = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr")
+    types = {"tile_ptr": "*i32", "row_ptr": "*i64", "scale": "fp32"}
+    kernels = {
+        "forward": module.forward_kernel,
+        "queries": module.queries_kernel,
+        "keys": module.keys_kernel,
+    }
+    found = []
+    for size in (64, 128):
+        for dtype, pointers, word in ((torch.bfloat16, half, ""), (torch.float32, (), " fp32")):
+            for kind, kernel in kernels.items():
+                sizes = module.blocks(kind, dtype, size) | {"SORTED": True}
+                name, hip = f"attention {kind[0]} {size}{word}", {"PRECISION": "ieee"}
+                case = Case(name, kernel, sizes, pointers, types, strides, True, hip)
+                found.append(case)
+    return found
 
 
 def linear_cases() -> list[Case]:
@@ -173,14 +198,15 @@ def compiled(case: Case, target: GPUTarget) -> Facts:
     """Compile one kernel for one target, and read what came out."""
     start = time.perf_counter()
     names, whole = case.kernel.arg_names, case.whole.split()
-    constants = {k: v for k, v in case.constants.items() if k not in LAUNCH}
+    given = case.constants | (case.hip if target.backend == "hip" else {})
+    constants = {k: v for k, v in given.items() if k not in LAUNCH}
     signature = {n: "constexpr" if n in constants else _type(case, n) for n in names}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
         if n not in constants and (n.endswith("_ptr") or n in whole)
     }
-    options = {k: v for k, v in case.constants.items() if k in LAUNCH}
+    options = {k: v for k, v in given.items() if k in LAUNCH}
     source = ASTSource(case.kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
     registers, spills, code = _code(built, target)

@@ -117,8 +117,8 @@ def attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, layout: AttentionL
     if torch.is_autocast_enabled(q_BTHK.device.type):
         dtype = torch.get_autocast_dtype(q_BTHK.device.type)
         q_BTHK, k_BTHK, v_BTHK = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHK))
-    alike = q_BTHK.dtype is k_BTHK.dtype is v_BTHK.dtype and q_BTHK.shape == v_BTHK.shape
-    dtype = q_BTHK.dtype if alike else None
+    kinds = {(x.dtype, x.shape) for x in (q_BTHK, k_BTHK, v_BTHK)}
+    dtype = q_BTHK.dtype if len(kinds) == 1 else None
     path = choose("attention", _fastest(q_BTHK.device.type, dtype, q_BTHK.shape[-1]))
     if path == "reference":
         return _reference_in_order(q_BTHK, k_BTHK, v_BTHK, layout)

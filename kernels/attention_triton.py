@@ -3,13 +3,18 @@
 As in FlashAttention-2 (arXiv:2307.08691, algorithms 1 and 2): scores live in registers alone, and
 the backward makes them again from the kept log-sum-exp. A program takes a head and some rows of a
 tile of one document, so that what another document holds is never read. Rows are found through an
-index, in whatever order they stand: nothing is moved. The gradient of the queries has a kernel of
-its own, so nothing is added to atomically. Letters: as attention.py; `S` are keys, `BQ`, `BS` and
+index, in whatever order they stand: nothing is moved, but head sizes that are no multiple of 16 are
+padded. The gradient of the queries has a kernel of its own, so nothing is added to atomically.
+Products of float32 are three of tf32 on NVIDIA's tensor cores (22 of 24 bits), or one where torch's
+float32 matmul precision is not "highest". Letters: as attention.py; `S` are keys, `BQ`, `BS` and
 `BK` the queries, keys and head size of a program's tile.
 """
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -145,7 +150,7 @@ def keys_kernel(
     SORTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Writes the gradients of the keys and values of a document's tile, the last tile first."""
-    head, start, first, end = find_part(tile_ptr, H, TILE, BS, True)
+    head, _start, first, end = find_part(tile_ptr, H, TILE, BS, True)
     if first >= end:
         return
     s = first + tl.arange(0, BS)
@@ -179,60 +184,80 @@ def keys_kernel(
 
 def forward(q_NHK, k_NHK, v_NHK, tile_G3, sorted_N, padding_N) -> tuple[Tensor, Tensor]:
     """Outputs, and the log-sum-exp [H, N] of scores in units of log2."""
-    q_NHK, k_NHK, v_NHK = qkv = [_in_place(x) for x in (q_NHK, k_NHK, v_NHK)]
-    o_NHK = _empty(q_NHK, padding_N)
-    lse_HN = q_NHK.new_zeros(*q_NHK.shape[1::-1], dtype=torch.float32)
-    _launch(forward_kernel, "forward", qkv, (*qkv, o_NHK, lse_HN), tile_G3, sorted_N)
-    return o_NHK, lse_HN
+    N, H, K = q_NHK.shape
+    qkv = [_whole(x) for x in (q_NHK, k_NHK, v_NHK)]
+    o_NHK, lse_HN = _empty(qkv[0]), q_NHK.new_zeros(H, N, dtype=torch.float32)
+    _launch(forward_kernel, "forward", qkv, (*qkv, o_NHK, lse_HN, tile_G3), sorted_N, K)
+    return _outputs((o_NHK,), padding_N, K)[0], lse_HN
 
 
 def backward(
     do_NHK, q_NHK, k_NHK, v_NHK, o_NHK, lse_HN, tile_G3, sorted_N, padding_N
 ) -> list[Tensor]:
     """Gradients of q, k and v; do and o contiguous."""
-    qkv = [_in_place(x) for x in (q_NHK, k_NHK, v_NHK)]
-    dq_NHK, dk_NHK, dv_NHK = (_empty(x, padding_N) for x in qkv)
+    K = q_NHK.shape[2]
+    do_NHK, o_NHK, *qkv = (_whole(x) for x in (do_NHK, o_NHK, q_NHK, k_NHK, v_NHK))
+    dq_NHK, dk_NHK, dv_NHK = gradients = [_empty(x) for x in qkv]
     delta_HN = torch.empty_like(lse_HN)
-    layout = tile_G3, sorted_N
-    tensors = (do_NHK, *qkv, o_NHK, lse_HN, dq_NHK, delta_HN)
-    _launch(queries_kernel, "queries", qkv, tensors, *layout)
-    tensors = (do_NHK, *qkv, lse_HN, delta_HN, dk_NHK, dv_NHK)
-    _launch(keys_kernel, "keys", qkv, tensors, *layout)
-    return [dq_NHK, dk_NHK, dv_NHK]
+    tensors = (do_NHK, *qkv, o_NHK, lse_HN, dq_NHK, delta_HN, tile_G3)
+    _launch(queries_kernel, "queries", qkv, tensors, sorted_N, K)
+    tensors = (do_NHK, *qkv, lse_HN, delta_HN, dk_NHK, dv_NHK, tile_G3)
+    _launch(keys_kernel, "keys", qkv, tensors, sorted_N, K)
+    return _outputs(gradients, padding_N, K)
 
 
-def _launch(kernel, kind: str, qkv, tensors, tile_G3: Tensor, sorted_N: Tensor | None) -> None:
-    N, H, K = qkv[0].shape
+def _launch(kernel, kind: str, qkv, tensors, sorted_N: Tensor | None, size: int) -> None:
+    (N, H, K), tile_G3 = qkv[0].shape, tensors[-1]
     sizes = blocks(kind, qkv[0].dtype, K)
-    programs = len(tile_G3) * TILE // max(sizes["BQ"], sizes["BS"]) * H
-    if programs and K:
-        strides = [stride for x_NHK in qkv for stride in x_NHK.stride()[:2]]
-        row = tile_G3 if sorted_N is None else sorted_N
+    parts = TILE // max(sizes["BQ"], sizes["BS"])
+    strides = [stride for x_NHK in qkv for stride in x_NHK.stride()[:2]]
+    row = tile_G3 if sorted_N is None else sorted_N
+    if len(tile_G3) and H and size:
         with on_device(tile_G3):
-            kernel[(programs,)](
-                *tensors, tile_G3, row, N, H, K**-0.5 * LOG2E, *strides,
+            kernel[(len(tile_G3) * parts * H,)](
+                *tensors, row, N, H, size**-0.5 * LOG2E, *strides,
                 SORTED=sorted_N is not None, **sizes,
             )  # fmt: skip
 
 
-def _in_place(x_NHK: Tensor) -> Tensor:
-    """Rows and heads may have any stride."""
-    return x_NHK if x_NHK.stride(-1) == 1 else x_NHK.contiguous()
+def _whole(x_NHK: Tensor) -> Tensor:
+    """x, or a copy where a head does not start at, or is not of, whole 16 elements."""
+    if x_NHK.shape[-1] % 16:
+        return F.pad(x_NHK, (0, -x_NHK.shape[-1] % 16)).contiguous()
+    whole = x_NHK.stride(2) == 1 and not any(stride % 16 for stride in x_NHK.stride()[:2])
+    return x_NHK if whole else x_NHK.contiguous()
 
 
-def _empty(x_NHK: Tensor, padding_N: Tensor) -> Tensor:
-    """As x, contiguous, zero at padding."""
-    return x_NHK.new_empty(x_NHK.shape).index_fill_(0, padding_N, 0)
+def _empty(x_NHK: Tensor) -> Tensor:
+    return x_NHK.new_empty(x_NHK.shape)
 
 
-def blocks(kind: str, dtype: torch.dtype, size: int) -> dict[str, int | str]:
-    """Sizes of a program's tile and how it runs; one of BQ and BS divides the other.
+def _outputs(tensors: Sequence[Tensor], padding_N: Tensor, size: int) -> list[Tensor]:
+    """Of the head size asked for, and zero at padding."""
+    return [x_NHK[..., :size].contiguous().index_fill_(0, padding_N, 0) for x_NHK in tensors]
+
+
+BF16 = {"forward": (64, 64, 32), "queries": (64, 32, 32), "keys": (64, 32, 16)}
+"""Rows of a program's own; of a step, for heads of up to 64; and beyond."""
+FP32 = {"forward": (32, 32), "queries": (32, 32), "keys": (32, 16)}
+"""The same for heads of up to 64; 16 of both beyond."""
+
+
+def blocks(kind: str, dtype: torch.dtype, size: int) -> dict:
+    """Sizes of a program's tile and how it runs.
 
     Registers and shared memory suffice on every chip that benchmarks/kernels_aot.py knows.
     """
-    sizes = {"TILE": TILE, "K": size, "BK": max(16, triton.next_power_of_2(size))}
-    exact = torch.get_float32_matmul_precision() == "highest" or torch.version.hip is not None
-    precision = "tf32" if dtype is torch.float32 and not exact else "ieee"
-    many, few = 64, 32
-    BQ, BS = (few, many) if kind == "keys" else (many, few)
-    return sizes | {"BQ": BQ, "BS": BS, "PRECISION": precision, "num_warps": 4, "num_stages": 2}
+    precision, stages, wide = "ieee", 2, size > 64
+    if dtype is torch.float32:
+        (own, step), stages = ((16, 16), 1) if wide else (FP32[kind], 2)
+        if torch.version.hip is None:  # whose tensor cores take float32 in parts
+            exact = torch.get_float32_matmul_precision() == "highest"
+            precision = "tf32x3" if exact else "tf32"
+    else:
+        own, narrow, widest = BF16[kind]
+        step = widest if wide else narrow
+    BQ, BS = (step, own) if kind == "keys" else (own, step)
+    sizes = {"TILE": TILE, "BQ": BQ, "BS": BS, "K": size, "PRECISION": precision}
+    sizes["BK"] = max(16, triton.next_power_of_2(size))
+    return sizes | {"num_warps": 4, "num_stages": stages}

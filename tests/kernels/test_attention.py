@@ -117,6 +117,15 @@ def test_buckets_waste_little():
     assert len(layout.empty_P) < 0.35 * len(layout.index_P)
 
 
+def test_tiles_cover_each_document_and_those_with_most_keys_come_first():
+    layout = AttentionLayout.of(torch.cat([rows(300, 128, seq_len=440), rows(1, seq_len=440)]))
+    start, end, first = layout.tile_G3.unbind(1)
+    assert sorted(zip(start.tolist(), end.tolist(), first.tolist(), strict=True)) == [
+        (0, 300, 0), (0, 300, 128), (0, 300, 256), (300, 428, 300), (440, 441, 440),
+    ]  # fmt: skip
+    assert (first - start).tolist() == [256, 128, 0, 0, 0]
+
+
 def test_refuses_a_split_document_and_other_shapes():
     with pytest.raises(ValueError, match="contiguous"):
         AttentionLayout.of(torch.tensor([[0, 1, 0]]))

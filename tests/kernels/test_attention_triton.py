@@ -14,8 +14,6 @@ from .triton_checks import check_bfloat16, compiled, fence, fenced, interpreted
 pytest.importorskip("triton")
 
 
-
-
 @pytest.fixture(autouse=True)
 def _as_on_a_gpu(monkeypatch):
     monkeypatch.setattr(module, "_fastest", lambda *sizes: "triton")
@@ -49,7 +47,7 @@ def shuffled(positions):
 @interpreted
 @pytest.mark.parametrize(
     ("lengths", "seq_len", "sizes"),
-    [((1, 129, 3), 135, (1, 20)), ((197,), 197, (1, 65)), ((2, 1), 3, (2, 1))],
+    [((1, 129, 3), 135, (1, 20)), ((45,), 45, (1, 65)), ((2, 1), 3, (2, 1))],
 )
 @pytest.mark.parametrize("moved", [False, True])
 def test_equals_the_definition(lengths, seq_len, sizes, moved):
@@ -111,7 +109,7 @@ def test_views_and_autocast():
 
 
 @interpreted
-@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.filterwarnings("ignore:(invalid value|All-NaN)")
 def test_nothing_of_another_document_or_of_padding_is_read():
     document_BT = rows(30, 34, seq_len=70)
     order = shuffled(70)
@@ -125,7 +123,9 @@ def test_nothing_of_another_document_or_of_padding_is_read():
     o = attend(*inputs)
     assert torch.equal(o[:, 30:64], wanted)
     assert not o[:, 64:].any()
-    for dx, dx_wanted in zip(torch.autograd.grad(o[:, 30:64].sum(), inputs), gradients, strict=True):
+    for dx, dx_wanted in zip(
+        torch.autograd.grad(o[:, 30:64].sum(), inputs), gradients, strict=True
+    ):
         assert torch.equal(dx[:, 30:64], dx_wanted[:, 30:64])
         assert not dx[:, 64:].any()
 
@@ -139,13 +139,3 @@ def test_the_choice(monkeypatch):
     assert fastest("cuda", fp32, 1) == fastest("cuda", bf16, 128) == "triton"
     assert fastest("cuda", bf16, 129) == fastest("cuda", None, 64) == "buckets"
     assert fastest("cuda", torch.float16, 64) == "buckets"
-
-
-@compiled
-def test_tiles_cover_each_document_and_those_with_most_keys_come_first():
-    layout = AttentionLayout.of(torch.cat([rows(300, 128, seq_len=440), rows(1, seq_len=440)]))
-    start, end, first = layout.tile_G3.unbind(1)
-    assert sorted(zip(start.tolist(), end.tolist(), first.tolist(), strict=True)) == [
-        (0, 300, 0), (0, 300, 128), (0, 300, 256), (300, 428, 300), (440, 441, 440),
-    ]  # fmt: skip
-    assert (first - start).tolist() == [256, 128, 0, 0, 0]
