@@ -8,12 +8,16 @@ Nothing of speed is in these numbers.
 """
 
 import argparse
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -258,17 +262,23 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--kernels", default="")
     options = parser.parse_args(words)
     print("kernel                target  registers  spills  shared KiB  tensor cores  seconds")
+    names = [case.name for case in cases() if options.kernels in case.name]
     wrong = 0
-    for case in [c for c in cases() if options.kernels in c.name]:
-        for name in options.targets:
-            target, limit = TARGETS[name]
-            facts = compiled(case, target)
-            row = f"{case.name:21} {name:7} {facts.registers:9} {facts.spills:7} "
-            row += f"{facts.shared / KIB:11.1f} {facts.products:13} {facts.seconds:8.1f}"
-            found = faults(case, facts, limit)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        for row, found in pool.map(_row, *zip(*product(names, options.targets), strict=True)):
             wrong += bool(found)
             print(row + "  WRONG: " * bool(found) + ", ".join(found), flush=True)
     return int(wrong > 0)
+
+
+def _row(kernel: str, name: str) -> tuple[str, list[str]]:
+    """A row of the table, and its faults; a kernel travels to another process as its name."""
+    (case,) = (case for case in cases() if case.name == kernel)
+    target, limit = TARGETS[name]
+    facts = compiled(case, target)
+    row = f"{case.name:21} {name:7} {facts.registers:9} {facts.spills:7} "
+    row += f"{facts.shared / KIB:11.1f} {facts.products:13} {facts.seconds:8.1f}"
+    return row, faults(case, facts, limit)
 
 
 if __name__ == "__main__":

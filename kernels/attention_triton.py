@@ -250,7 +250,8 @@ def blocks(kind: str, dtype: torch.dtype, size: int) -> dict:
     """
     precision, stages, wide = "ieee", 2, size > 64
     if dtype is torch.float32:
-        (own, step), stages = ((16, 16), 1) if wide else (FP32[kind], 2)
+        own, step = (16, 16) if wide else FP32[kind]
+        stages = 1 if wide and kind == "queries" else 2
         if torch.version.hip is None:  # whose tensor cores take float32 in parts
             exact = torch.get_float32_matmul_precision() == "highest"
             precision = "tf32x3" if exact else "tf32"
