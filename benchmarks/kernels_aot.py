@@ -8,12 +8,16 @@ Nothing of speed is in these numbers.
 """
 
 import argparse
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -22,6 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from plait.kernels import (
+    attention_triton,
     causal_conv_triton,
     grouped_linear_triton,
     nearest_code_triton,
@@ -60,6 +65,8 @@ class Case:
     whole: str = ""
     """Numbers that are multiples of 16."""
     product: bool = False
+    hip: dict = field(default_factory=dict)
+    """Constants that are others on AMD's."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,29 @@ def cases() -> list[Case]:
     nearest = nearest_code_triton
     types = {"code_ptr": "*i64"}
     found.append(Case("nearest code", nearest.nearest_kernel, nearest.TILE, (), types, "K D"))
-    return found + linear_cases() + conv_cases() + norm_cases() + table_cases() + pool_cases()
+    found += attention_cases() + linear_cases() + conv_cases() + norm_cases()
+    return found + table_cases() + pool_cases()
+
+
+def attention_cases() -> list[Case]:
+    """Both tiles of each precision; rows in an order of their own."""
+    module, strides = attention_triton, "q_n q_h k_n k_h v_n v_h"
+    half = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr")
+    types = {"tile_ptr": "*i32", "row_ptr": "*i64", "scale": "fp32"}
+    kernels = {
+        "forward": module.forward_kernel,
+        "queries": module.queries_kernel,
+        "keys": module.keys_kernel,
+    }
+    found = []
+    for size in (64, 128):
+        for dtype, pointers, word in ((torch.bfloat16, half, ""), (torch.float32, (), " fp32")):
+            for kind, kernel in kernels.items():
+                sizes = module.blocks(kind, dtype, size) | {"SORTED": True}
+                name, hip = f"attention {kind[0]} {size}{word}", {"PRECISION": "ieee"}
+                case = Case(name, kernel, sizes, pointers, types, strides, True, hip)
+                found.append(case)
+    return found
 
 
 def linear_cases() -> list[Case]:
@@ -173,14 +202,15 @@ def compiled(case: Case, target: GPUTarget) -> Facts:
     """Compile one kernel for one target, and read what came out."""
     start = time.perf_counter()
     names, whole = case.kernel.arg_names, case.whole.split()
-    constants = {k: v for k, v in case.constants.items() if k not in LAUNCH}
+    given = case.constants | (case.hip if target.backend == "hip" else {})
+    constants = {k: v for k, v in given.items() if k not in LAUNCH}
     signature = {n: "constexpr" if n in constants else _type(case, n) for n in names}
     attributes = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
         if n not in constants and (n.endswith("_ptr") or n in whole)
     }
-    options = {k: v for k, v in case.constants.items() if k in LAUNCH}
+    options = {k: v for k, v in given.items() if k in LAUNCH}
     source = ASTSource(case.kernel, signature, constants, attributes)
     built = triton.compile(source, target=target, options=options)
     registers, spills, code = _code(built, target)
@@ -232,17 +262,23 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--kernels", default="")
     options = parser.parse_args(words)
     print("kernel                target  registers  spills  shared KiB  tensor cores  seconds")
+    names = [case.name for case in cases() if options.kernels in case.name]
     wrong = 0
-    for case in [c for c in cases() if options.kernels in c.name]:
-        for name in options.targets:
-            target, limit = TARGETS[name]
-            facts = compiled(case, target)
-            row = f"{case.name:21} {name:7} {facts.registers:9} {facts.spills:7} "
-            row += f"{facts.shared / KIB:11.1f} {facts.products:13} {facts.seconds:8.1f}"
-            found = faults(case, facts, limit)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        for row, found in pool.map(_row, *zip(*product(names, options.targets), strict=True)):
             wrong += bool(found)
             print(row + "  WRONG: " * bool(found) + ", ".join(found), flush=True)
     return int(wrong > 0)
+
+
+def _row(kernel: str, name: str) -> tuple[str, list[str]]:
+    """A row of the table, and its faults; a kernel travels to another process as its name."""
+    (case,) = (case for case in cases() if case.name == kernel)
+    target, limit = TARGETS[name]
+    facts = compiled(case, target)
+    row = f"{case.name:21} {name:7} {facts.registers:9} {facts.spills:7} "
+    row += f"{facts.shared / KIB:11.1f} {facts.products:13} {facts.seconds:8.1f}"
+    return row, faults(case, facts, limit)
 
 
 if __name__ == "__main__":

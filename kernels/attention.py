@@ -1,10 +1,13 @@
 """Causal attention in which no document of a row sees another.
 
-Special here: no mask exists on the fast path. Documents of like length are gathered from all rows
-into right-padded buckets, each bucket is one causal `scaled_dot_product_attention`, and the results
-are gathered back. The cost follows the sum of the squared document lengths, not the row's square.
-The gathers are permutations, so their backward is a gather too: no atomics, the same result at
-every run. Letters: models/README.md, and `P` for places in the buckets, `R` for documents.
+Special here: no mask exists on the fast paths, whose cost follows the sum of the squared document
+lengths, not the row's square. On CUDA Triton kernels walk over each document's tiles and read rows
+where they stand; they are ours and not torch's FlexAttention because they gather in any order, have
+no atomics, and can be interpreted and compiled without a GPU. Elsewhere documents of like length
+are gathered from all rows into right-padded buckets, each bucket is one causal
+`scaled_dot_product_attention`, and the results are gathered back. The gathers are permutations, so
+their backward is a gather too: the same result at every run. Letters: models/README.md, and `P` for
+places in the buckets, `R` for documents, `G` for tiles.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,7 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.kernels.choose import choose
+from plait.kernels.choose import choose, constant, triton_runs
+
+TILE = 128
+"""Positions of a tile; a program of the Triton kernels takes them all, or a half, or a quarter."""
+WIDEST = 128
+"""Largest head size of the Triton kernels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +41,8 @@ class AttentionLayout:
     """Int64: the place of each flat position; any place for padding."""
     padding_N: Tensor
     """Int64: the flat positions that are padding."""
+    tile_G3: Tensor
+    """Int32: in flat order, where a tile's document starts and ends, and the tile starts."""
     rows: bool
     """Whether each row is one whole document, so that nothing needs to move."""
     sorted_N: Tensor | None = None
@@ -65,6 +75,7 @@ class AttentionLayout:
             empty_P=torch.cat([nothing, *empty]).to(device),
             inverse_N=inverse_N.to(device),
             padding_N=(document_BT.flatten() < 0).nonzero().flatten(),
+            tile_G3=_tiles(start_R, length_R).to(device),
             rows=bool((document_BT == document_BT[:, :1]).all() and (document_BT >= 0).all()),
         )
 
@@ -103,8 +114,29 @@ def attention(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, layout: AttentionL
     if q_BTHK.shape[:2] != layout.document_BT.shape:
         rows = tuple(layout.document_BT.shape)
         raise ValueError(f"q is {tuple(q_BTHK.shape)}, the layout is of rows {rows}")
-    if choose("attention", "buckets") == "reference":
+    if torch.is_autocast_enabled(q_BTHK.device.type):
+        dtype = torch.get_autocast_dtype(q_BTHK.device.type)
+        q_BTHK, k_BTHK, v_BTHK = (x.to(dtype) for x in (q_BTHK, k_BTHK, v_BTHK))
+    kinds = {(x.dtype, x.shape) for x in (q_BTHK, k_BTHK, v_BTHK)}
+    dtype = q_BTHK.dtype if len(kinds) == 1 else None
+    path = choose("attention", _fastest(q_BTHK.device.type, dtype, q_BTHK.shape[-1]))
+    if path == "reference":
         return _reference_in_order(q_BTHK, k_BTHK, v_BTHK, layout)
+    if path == "triton":
+        qkv = (x_BTHK.flatten(0, 1) for x_BTHK in (q_BTHK, k_BTHK, v_BTHK))
+        o_NHK, _ = attention_op(*qkv, layout.tile_G3, layout.sorted_N, layout.padding_N)
+        return o_NHK.view(q_BTHK.shape)
+    return _in_buckets(q_BTHK, k_BTHK, v_BTHK, layout)
+
+
+@constant
+def _fastest(device: str, dtype: torch.dtype | None, size: int) -> str:
+    """Triton's where it serves; the dtype is None where queries, keys and values differ."""
+    served = dtype is not None and size <= WIDEST and triton_runs(device, dtype)
+    return "triton" if served else "buckets"
+
+
+def _in_buckets(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, layout: AttentionLayout) -> Tensor:
     if layout.rows:
         return _causal(q_BTHK, k_BTHK, v_BTHK)
     move = (layout.index_P, layout.empty_P, layout.inverse_N, layout.padding_N)
@@ -128,6 +160,63 @@ def reference(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, document_BT: Tenso
     share_BHTT = score_BHTT.masked_fill(~mask_B1TT, -torch.inf).softmax(-1)
     o_BTHK = torch.einsum("bhts,bshk->bthk", share_BHTT, v_BTHK)
     return o_BTHK.masked_fill((document_BT < 0)[:, :, None, None], 0)
+
+
+@torch.library.custom_op("plait::attention", mutates_args=())
+def attention_op(
+    q: Tensor, k: Tensor, v: Tensor, tile: Tensor, row: Tensor | None, padding: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs [N, H, K], and the log2 of the sums of 2^score, float32 [H, N] in flat order.
+
+    `tile`, `row` and `padding` are of a layout: its `tile_G3`, `sorted_N` and `padding_N`.
+    """
+    from plait.kernels import attention_triton
+
+    return attention_triton.forward(q, k, v, tile, row, padding)
+
+
+@torch.library.custom_op("plait::attention_backward", mutates_args=())
+def attention_backward_op(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    tile: Tensor,
+    row: Tensor | None,
+    padding: Tensor,
+) -> list[Tensor]:
+    """Gradients of q, k and v."""
+    from plait.kernels import attention_triton
+
+    return attention_triton.backward(do.contiguous(), q, k, v, o, lse, tile, row, padding)
+
+
+@attention_op.register_fake
+def _(q, k, v, tile, row, padding):
+    lse_HN = q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    return q.new_empty(q.shape), lse_HN
+
+
+@attention_backward_op.register_fake
+def _(do, q, k, v, o, lse, tile, row, padding):
+    return [x.new_empty(x.shape) for x in (q, k, v)]
+
+
+def _save(ctx, inputs, output) -> None:
+    q, k, v, *layout = inputs
+    ctx.save_for_backward(q, k, v, *output, *layout)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, do, dlse):
+    if do is None:
+        return (None,) * 6
+    return (*attention_backward_op(do, *ctx.saved_tensors), None, None, None)
+
+
+attention_op.register_autograd(_differentiate, setup_context=_save)
 
 
 def _reference_in_order(q: Tensor, k: Tensor, v: Tensor, layout: AttentionLayout) -> Tensor:
@@ -177,6 +266,16 @@ def _runs(document_BT: Tensor) -> tuple[Tensor, Tensor]:
     if len(torch.unique(torch.stack([row_R, number_R]), dim=1).T) != len(start_R):
         raise ValueError("a document's positions are not contiguous in its row")
     return start_R, length_R
+
+
+def _tiles(start_R: Tensor, length_R: Tensor) -> Tensor:
+    """(start and end of the document, start of the tile), those far into a document first."""
+    tiles_R = (length_R + TILE - 1) // TILE
+    document_G = torch.arange(len(start_R)).repeat_interleave(tiles_R)
+    within_G = torch.arange(len(document_G)) - (tiles_R.cumsum(0) - tiles_R)[document_G]
+    start_G, length_G = start_R[document_G], length_R[document_G]
+    tile_G3 = torch.stack([start_G, start_G + length_G, start_G + TILE * within_G], 1)
+    return tile_G3[within_G.argsort(descending=True, stable=True)].to(torch.int32)
 
 
 def _buckets(lengths: list[int]) -> list[tuple[int, int]]:

@@ -32,22 +32,23 @@ def check(
     inputs: Sequence[Tensor],
     *,
     tolerance: float = 1e-5,
+    floor: float = 1e-3,
     compiled: bool = False,
 ) -> None:
     """`fast(*inputs)` equals `reference(*inputs)`, and so do all gradients.
 
-    The error is relative to the largest element of each result. `compiled` runs the function under
-    `torch.compile(fullgraph=True)` as well, which takes seconds.
+    The error is relative to the largest element of each result, or to `floor`. `compiled` runs the
+    function under `torch.compile(fullgraph=True)` as well, which takes seconds.
     """
     with nan_filled():
         wanted, wanted_grads = _run(reference, inputs, _cotangent)
-        _close(_run(fast, inputs, _cotangent), (wanted, wanted_grads), tolerance)
+        _close(_run(fast, inputs, _cotangent), (wanted, wanted_grads), tolerance, floor)
         _, summed = _run(reference, inputs, _expanded)
-        _close(_run(fast, inputs, _expanded), (wanted, summed), tolerance)
+        _close(_run(fast, inputs, _expanded), (wanted, summed), tolerance, floor)
         if compiled:
             torch._dynamo.reset()
             whole = torch.compile(fast, fullgraph=True, backend="aot_eager")
-            _close(_run(whole, inputs, _cotangent), (wanted, wanted_grads), tolerance)
+            _close(_run(whole, inputs, _cotangent), (wanted, wanted_grads), tolerance, floor)
 
 
 def check_op(op, args: tuple) -> None:
@@ -74,9 +75,9 @@ def _expanded(y: Tensor) -> Tensor:
     return torch.ones((), dtype=y.dtype).expand(y.shape)
 
 
-def _close(got, wanted, tolerance: float) -> None:
+def _close(got, wanted, tolerance: float, floor: float) -> None:
     for a, b in zip([got[0], *got[1]], [wanted[0], *wanted[1]], strict=True):
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         scale = float(b.abs().max()) if b.numel() else 0.0
-        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(scale, 1e-3))
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(scale, floor))

@@ -60,8 +60,13 @@ class _Fence(torch.autograd.Function):
         return fenced(dy[0])
 
 
-def check_bfloat16(fast: Op, reference: Op, inputs: Sequence[Tensor]) -> None:
-    """bfloat16 in and out equals float32 throughout but for the last rounding, gradients too."""
+def check_bfloat16(
+    fast: Op, reference: Op, inputs: Sequence[Tensor], *, tolerance: float = 2e-5
+) -> None:
+    """bfloat16 in and out equals float32 throughout but for the last rounding, gradients too.
+
+    Where factors of products are rounded on the way, a `tolerance` of the largest element says so.
+    """
     leaves = [x.bfloat16().requires_grad_() for x in inputs]
     wide = [x.detach().float().requires_grad_() for x in leaves]
     wanted = reference(*wide)
@@ -73,7 +78,7 @@ def check_bfloat16(fast: Op, reference: Op, inputs: Sequence[Tensor]) -> None:
     for got, want in zip(results, expected, strict=True):
         assert got.dtype is torch.bfloat16
         largest = float(want.detach().abs().max()) if want.numel() else 0.0
-        torch.testing.assert_close(got.float(), want, rtol=2**-8, atol=2e-5 * largest)
+        torch.testing.assert_close(got.float(), want, rtol=2**-8, atol=tolerance * largest)
 
 
 def install() -> None:
