@@ -47,7 +47,7 @@ def test_without_a_compiler_and_not_a_number(monkeypatch):
 
 
 def test_the_op_holds_together():
-    check_op(best_op, (*scores(5, 2, 40), 7))
+    check_op(best_op, (*(x.requires_grad_() for x in scores(5, 2, 40)), 7, "c"))
 
 
 def test_a_thousand_positions_and_compilation():
