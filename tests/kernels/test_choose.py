@@ -93,7 +93,7 @@ def test_loading_c_leaves_denormals_alone():
 
 def test_a_library_is_built_once_and_again_when_its_source_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = tmp_path / "answer.c"
+    source, header = tmp_path / "answer.c", tmp_path / "numbers.h"
     source.write_text("int answer(void) { return 42; }")
     compiler = compile_c._compiler()
     assert compile_c._built(source, compiler).answer() == 42
@@ -103,7 +103,12 @@ def test_a_library_is_built_once_and_again_when_its_source_changes(tmp_path, mon
     assert library.stat().st_mtime_ns == first
     source.write_text("int answer(void) { return 43; }")
     assert compile_c._built(source, compiler).answer() == 43
-    assert len(list(library.parent.iterdir())) == 2
+    header.write_text("enum { NUMBER = 44 };")
+    source.write_text('#include "numbers.h"\nint answer(void) { return NUMBER; }')
+    assert compile_c._built(source, compiler).answer() == 44
+    header.write_text("enum { NUMBER = 45 };")
+    assert compile_c._built(source, compiler).answer() == 45
+    assert len(list(library.parent.iterdir())) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
