@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from plait.models import checkpoint, flops, optimizer
 from plait.models.decoder import Decoder, Losses
+from plait.models.device import find_device
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline import config as toml
@@ -67,7 +68,7 @@ class Run:
             raise ConfigError("no output: name the run's folder with --out RUN")
         self.config = config
         self.folder = Path(config.out)
-        self.device = _device(config.device)
+        self.device = find_device(config.device)
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
@@ -333,18 +334,6 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is none: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: this machine has no CUDA device; use --device cpu")
-    return device
 
 
 @contextlib.contextmanager
