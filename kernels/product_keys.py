@@ -33,12 +33,9 @@ def product_key_topk(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[
     path = choose("product_key_topk", _fastest(scores1_NHn.device.type, scores1_NHn.dtype, n, k))
     if path == "reference":
         return reference(scores1_NHn, scores2_NHn, k)
-    if path != "staircase":
-        return best_op(scores1_NHn, scores2_NHn, k, path)
-    with torch.no_grad():
-        slot_NHk = _staircase_slots(scores1_NHn, scores2_NHn, k)
-    scores_NHk = scores1_NHn.gather(-1, slot_NHk // n) + scores2_NHn.gather(-1, slot_NHk % n)
-    return scores_NHk, slot_NHk
+    if path == "staircase":
+        return staircase(scores1_NHn, scores2_NHn, k)
+    return best_op(scores1_NHn, scores2_NHn, k, path)
 
 
 def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -48,8 +45,16 @@ def reference(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor,
     return scores_NHk, index_NHk
 
 
+def staircase(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same in plain torch, of the pairs that can win."""
+    with torch.no_grad():
+        slot_NHk = _staircase_slots(scores1_NHn, scores2_NHn, k)
+    n = scores1_NHn.shape[-1]
+    scores_NHk = scores1_NHn.gather(-1, slot_NHk // n) + scores2_NHn.gather(-1, slot_NHk % n)
+    return scores_NHk, slot_NHk
+
+
 def _staircase_slots(scores1_NHn: Tensor, scores2_NHn: Tensor, k: int) -> Tensor:
-    """The slots in plain torch."""
     best1_NHk, index1_NHk = scores1_NHn.topk(k, dim=-1)
     best2_NHk, index2_NHk = scores2_NHn.topk(k, dim=-1)
     first_P, second_P = (torch.tensor(x, device=scores1_NHn.device) for x in _staircase(k))
