@@ -195,17 +195,17 @@ def scans_by_modality(device: str) -> Case:
     plain = scans(device)
     u, dt, A, B, C, D = plain.inputs
     N = len(u) * u.shape[1]
-    run_N = torch.arange(N, device=device) // 100 % 3
-    sorted_N = run_N.sort(stable=True).indices
-    places = sorted_N.argsort(), sorted_N
-    counts = run_N.bincount().tolist()
+    run_N = torch.arange(N) // 100 % 3
+    counts, sorted_N = run_N.bincount().tolist(), run_N.sort(stable=True).indices
+    places = sorted_N.argsort().to(device), sorted_N.to(device)
+    modality_N = run_N[sorted_N].to(device)
     reset_BT = torch.rand(u.shape[:2], device=device) < 0.01
 
     def loop(u, dt, A, B, C, D, bias_MI):
-        dt = F.softplus(dt + bias_MI[run_N[sorted_N]].view(dt.shape))
+        dt = F.softplus(dt + bias_MI[modality_N].view(dt.shape))
         u, dt, B, C = (x.flatten(0, 1)[places[0]].view(x.shape) for x in (u, dt, B, C))
         y_BTI = scan.reference(u, dt, A, B, C, D, reset_BT)[0]
-        return y_BTI.flatten(0, 1)[sorted_N].view(y_BTI.shape)
+        return y_BTI.flatten(0, 1)[places[1]].view(y_BTI.shape)
 
     def fast(u, dt, A, B, C, D, bias_MI):
         dt = step_size.step_size(dt.flatten(0, 1), bias_MI, counts).view(dt.shape)

@@ -1,4 +1,3 @@
-import dataclasses
 import doctest
 import importlib
 import logging
@@ -118,23 +117,3 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }")
     assert compile_c._built(source, compile_c._compiler()).answer() == 42
-
-
-def test_the_benchmark_refuses_a_ratio_without_parity(capsys, monkeypatch):
-    path = ROOT / "benchmarks" / "kernels.py"
-    monkeypatch.syspath_prepend(path.parent)
-    spec = importlib.util.spec_from_file_location("benchmark_of_kernels", path)
-    bench = sys.modules["benchmark_of_kernels"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    paths = {"definition": lambda x: x * 2, "right": lambda x: x + x, "wrong": lambda x: x * 2.01}
-    case = bench.Case("double", "3 x 4", paths, [torch.randn(3, 4)], flops=2e9)
-    limits = bench.Limits(bytes_per_ms=48.0, flops_per_ms=1e9)
-    # 48 bytes in and out, and with the backward dy, x and dx; and twice the operations
-    assert limits.times(case, [torch.randn(3, 4)]) == (2.0, 6.0)
-    assert limits.times(dataclasses.replace(case, flops=0.0), [torch.randn(3, 4)]) == (2.0, 5.0)
-    assert not bench._print(case, bench.timer_of("cpu", 2, 1), limits)
-    right, wrong = capsys.readouterr().out.splitlines()[-2:]
-    assert "ms" in right
-    assert "wrong" in wrong
-    assert "ms" not in wrong
-    assert "differs from the definition" in wrong
