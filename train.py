@@ -22,6 +22,7 @@ import torch
 
 from plait.models import flops, initialise, optimizer, run_store, schedule
 from plait.models.decoder import Decoder, Losses
+from plait.models.device import find_device
 from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
@@ -65,7 +66,7 @@ class Run:
             raise ConfigError("no output: name the run's folder with --out RUN")
         self.config = config
         self.folder = Path(config.out)
-        self.device = _device(config.device)
+        self.device = find_device(config.device)
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
@@ -263,18 +264,6 @@ class Run:
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
     return batch, Plan.of(batch)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is none: {error}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: this machine has no CUDA device; use --device cpu")
-    return device
 
 
 @contextlib.contextmanager

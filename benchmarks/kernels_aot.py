@@ -31,6 +31,8 @@ from plait.kernels import (
     grouped_linear_triton,
     nearest_code_triton,
     patch_pool_triton,
+    product_keys,
+    product_keys_triton,
     rms_norm,
     rms_norm_triton,
     scan_triton,
@@ -95,7 +97,7 @@ def cases() -> list[Case]:
     types = {"code_ptr": "*i64"}
     found.append(Case("nearest code", nearest.nearest_kernel, nearest.TILE, (), types, "K D"))
     found += attention_cases() + linear_cases() + conv_cases() + norm_cases()
-    return found + table_cases() + pool_cases()
+    return found + table_cases() + pool_cases() + key_cases()
 
 
 def attention_cases() -> list[Case]:
@@ -195,6 +197,19 @@ def pool_cases() -> list[Case]:
     return [
         Case("patch pool", module.forward_kernel, sizes, half, types, "D"),
         Case("patch pool backward", module.backward_kernel, sizes, half, types, "D"),
+    ]
+
+
+def key_cases() -> list[Case]:
+    """A million slots of lists side by side, and the most half keys and picks."""
+    module, types = product_keys_triton, {"slot_ptr": "*i64"}
+    half = ("first_ptr", "second_ptr", "score_ptr", "dy_ptr", "dfirst_ptr", "dsecond_ptr")
+    usual, most = (1024, 32), (product_keys.WIDEST, product_keys.MOST)
+    whole, gradient = "n k first_N first_H second_N second_H", module.gradient_blocks(most[1])
+    return [
+        Case("keys", module.best_kernel, module.blocks(*usual), half, types, whole),
+        Case("keys most", module.best_kernel, module.blocks(*most), (), types),
+        Case("keys backward", module.gradient_kernel, gradient, half, types, "n k"),
     ]
 
 

@@ -1,9 +1,9 @@
 """Compiles this folder's C files at their first use, into the user's cache.
 
-One file takes about half a second, once: the library's name is a hash of the source, the flags,
-the compiler and the processor. A machine without a working compiler is told why once, and the
-caller takes its plain path. `-ffast-math` is never used: with gcc before 13 a library built so
-flushes the whole process's denormals to zero, and NaN would no longer spread.
+One file takes about half a second, once: the library's name is a hash of the source, the headers
+beside it, the flags, the compiler and the processor. A machine without a working compiler is told
+why once, and the caller takes its plain path. `-ffast-math` is never used: with gcc before 13 a
+library built so flushes the whole process's denormals to zero, and NaN would no longer spread.
 """
 
 import ctypes
@@ -71,7 +71,8 @@ def _compiler() -> str | None:
 
 
 def _built(source: Path, compiler: str) -> ctypes.CDLL:
-    key = (source.read_text(), FLAGS, VARIANTS, compiler, _stamp(compiler), _processor())
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = (texts, FLAGS, VARIANTS, compiler, _stamp(compiler), _processor())
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
     target = _folder() / f"{source.stem}-{digest}.so"
     if not target.exists():

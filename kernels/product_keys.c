@@ -1,9 +1,9 @@
 /* product_keys.py's look-up, float32: the best k sums of two lists of n scores, for each row.
  *
  * The best k of a list are among the values that reach a bound: the k-th largest of the maxima of
- * groups of 16 (k of these are k values, all as large). What reaches it, some 1.5 k of 1024 values,
- * is sorted. Of two sorted lists the best sums are picked one by one: in row a of the table of sums
- * only the next column waits, and row a + 1 has its turn after row a was picked once.
+ * 2 k groups or more (k of these are k values, all as large). What reaches it, some 1.5 k of 1024
+ * values, is sorted. Of two sorted lists the best sums are picked one by one: in row a of the table
+ * of sums only the next column waits, and row a + 1 has its turn after row a was picked once.
  *
  * Values and places are sorted as one integer, so that of equal values the first comes first, always.
  * NaN counts as larger than all. */
@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define GROUP 16
+enum { GROUP = 16 };  /* the most that a group has */
 
 /* Rises with the value, and falls with the place among equal values. */
 static inline uint64_t key_of(float value, uint32_t place) {
@@ -51,13 +51,15 @@ static void sort_falling(uint64_t *keys, int64_t n) {
 
 /* The best k keys of n scores, falling, in room for n of them. */
 static void best_of(const float *scores, int64_t n, int64_t k, uint64_t *keys) {
-    int64_t groups = n / GROUP, count = 0;
+    int64_t size = GROUP, count = 0;
     uint64_t bound = 0;
-    if (groups > k) {
+    while (size > 1 && n < 2 * k * size) size /= 2;
+    if (size > 1) {
+        const int64_t groups = n / size;
         for (int64_t g = 0; g < groups; g++) {
-            const float *group = scores + g * GROUP;
+            const float *group = scores + g * size;
             float most = group[0];
-            for (int i = 1; i < GROUP; i++) most = group[i] > most ? group[i] : most;
+            for (int64_t i = 1; i < size; i++) most = group[i] > most ? group[i] : most;
             keys[g] = key_of(most, 0xffffffffu);
         }
         sort_falling(keys, groups);

@@ -4,28 +4,18 @@
  * summed across lanes, and the block's S states stay in the first cache. The state is kept every
  * KEPT steps; the backward computes the steps between from there. Each task writes memory of its
  * own, and the parts are summed in a fixed order by the caller: the result does not depend on the
- * number of threads. Vectors are the compiler's own (gcc and clang, any processor): loops around
- * exp2_of are not vectorized by themselves, for its conditions become branches.
+ * number of threads. Loops around exp2_of are not vectorized by the compiler, for its conditions
+ * become branches: hence vectors.h.
  * Step t of row b stands at place[b * T + t] of u, dt, Bs, Cs, y and their gradients, which saves a
  * caller whose rows are sorted by modality to move them. `reset` is in the order of steps.
  * Letters: B rows, T steps, I channels, S states, J blocks of channels, G groups of KEPT steps.
  */
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* The processor's own width: a wider vector would be taken apart into single numbers. */
-#if defined(__AVX512F__)
-enum { BYTES = 64 };
-#elif defined(__AVX2__)
-enum { BYTES = 32 };
-#else
-enum { BYTES = 16 };
-#endif
-typedef float vec __attribute__((vector_size(BYTES)));
-typedef int32_t ints __attribute__((vector_size(BYTES)));
+#include "vectors.h"
 
-enum { WIDTH = BYTES / 4, LANES = 32, VECS = LANES / WIDTH, KEPT = 32 };
+enum { LANES = 32, VECS = LANES / WIDTH, KEPT = 32 };
 
 typedef struct { vec v[VECS]; } block;
 
@@ -36,13 +26,7 @@ static inline vec exp2_of(vec x) {
     x = (vec)(((ints)x & ~(low | high)) | ((ints)most & high));
     const ints whole = __builtin_convertvector(x + (vec)((ints)half | ((ints)x & INT32_MIN)), ints);
     const vec f = x - __builtin_convertvector(whole, vec);
-    vec p = f * 1.5403530393381608e-4f + 1.3333558146428443e-3f;
-    p = p * f + 9.618129107628477e-3f;
-    p = p * f + 5.550410866482158e-2f;
-    p = p * f + 2.402265069591007e-1f;
-    p = p * f + 6.931471805599453e-1f;
-    p = p * f + 1.0f;
-    return (vec)((ints)(p * (vec)((whole + 127) << 23)) & ~low);
+    return (vec)((ints)exp2_of_parts(whole, f) & ~low);
 }
 
 static inline float sum_of(vec x) {

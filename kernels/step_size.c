@@ -1,20 +1,10 @@
-/* step_size.py's forward and gradient, float32, in one pass over memory each. Vectors are the
- * compiler's own, as in scan.c, which says why. A task is TOKENS rows; what tasks add up is written
- * in parts, which the caller sums in a fixed order. */
-#include <stdint.h>
+/* step_size.py's forward and gradient, float32, in one pass over memory each. A task is TOKENS rows;
+ * what tasks add up is written in parts, which the caller sums in a fixed order. */
 #include <string.h>
 
-#if defined(__AVX512F__)
-enum { BYTES = 64 };
-#elif defined(__AVX2__)
-enum { BYTES = 32 };
-#else
-enum { BYTES = 16 };
-#endif
-typedef float vec __attribute__((vector_size(BYTES)));
-typedef int32_t ints __attribute__((vector_size(BYTES)));
+#include "vectors.h"
 
-enum { WIDTH = BYTES / 4, TOKENS = 64 };
+enum { TOKENS = 64 };
 
 /* e^-|x| to 2e-7 (1 + |x|) of the result; 0 below 2^-126, NaN stays NaN. */
 static inline vec exp_minus_abs(vec x) {
@@ -24,13 +14,7 @@ static inline vec exp_minus_abs(vec x) {
     x = (vec)((ints)x & ~low);
     const ints whole = __builtin_convertvector(x - 0.5f, ints);
     const vec f = x - __builtin_convertvector(whole, vec);
-    vec p = f * 1.5403530393381608e-4f + 1.3333558146428443e-3f;
-    p = p * f + 9.618129107628477e-3f;
-    p = p * f + 5.550410866482158e-2f;
-    p = p * f + 2.402265069591007e-1f;
-    p = p * f + 6.931471805599453e-1f;
-    p = p * f + 1.0f;
-    return (vec)((ints)(p * (vec)((whole + 127) << 23)) & ~low);
+    return (vec)((ints)exp2_of_parts(whole, f) & ~low);
 }
 
 /* log(1 + z) for 0 <= z <= 1: z times a polynomial, so that small values keep their precision. */

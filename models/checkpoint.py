@@ -40,10 +40,10 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
     config, vocabulary = _read_config(folder / "config.json")
     with torch.device("meta"):
         decoder = Decoder(config, vocabulary)
-    tensors = _read_tensors(folder / "model.safetensors", decoder, device)
+    tensors = _read_tensors(folder / "model.safetensors", decoder)
     # Copies are aligned as torch's own memory is, without which a product's last bits may differ.
     decoder.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
-    return decoder
+    return decoder.to(device)
 
 
 def load_into(decoder: Decoder, folder: str | Path) -> None:
@@ -53,7 +53,7 @@ def load_into(decoder: Decoder, folder: str | Path) -> None:
     if (config, vocabulary) != (decoder.config, decoder.vocabulary):
         what = "configuration" if config != decoder.config else "vocabulary"
         raise ConfigError(f"{folder}/config.json: its {what} is not the model's")
-    decoder.load_state_dict(_read_tensors(folder / "model.safetensors", decoder, "cpu"))
+    decoder.load_state_dict(_read_tensors(folder / "model.safetensors", decoder))
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -67,9 +67,9 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
-def _read_tensors(path: Path, decoder: Decoder, device: torch.device | str) -> dict[str, Tensor]:
+def _read_tensors(path: Path, decoder: Decoder) -> dict[str, Tensor]:
     try:
-        tensors = load_file(path, device=str(device))
+        tensors = load_file(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: the file is missing; it holds the model's weights") from None
     except SafetensorError as error:

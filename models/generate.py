@@ -14,17 +14,16 @@ import numpy as np
 import tyro
 
 from plait.models.checkpoint import load, newest_checkpoint
+from plait.models.device import find_device
 from plait.models.grammar import Span, Walk
 from plait.models.prompts import encode_prompt, read_prompts
 from plait.models.samples import write_page, write_part
-from plait.models.sampling import Row, Sampling, Speed, sample
+from plait.models.sampling import GUIDED, Row, Sampling, Speed, sample
 from plait.pipeline.vocabulary import BOS, Vocabulary
 from plait.tokenizers.base import Tokenizer, load_tokenizer
 from plait.tokenizers.errors import ConfigError
 
 AUTO = "auto"
-GUIDED = ("image", "speech")
-"""Modalities that `--guidance` and `--contrast` are for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,8 @@ class GenerateOptions:
     """Longest sound."""
     batch: int = 32
     """Samples side by side; what is sampled does not depend on it."""
+    device: str = "auto"
+    """auto (a GPU where there is one), cpu, cuda, cuda:1, ...; in fp32 everywhere."""
 
     def check(self) -> None:
         """ConfigError for a value out of range."""
@@ -62,10 +63,6 @@ class GenerateOptions:
                 raise ConfigError(f"--{flag} {getattr(self, name)}: it should be 1 or more")
         if not 0 < self.seconds < float("inf"):
             raise ConfigError(f"--seconds {self.seconds}: it should be above 0")
-        if AUTO in self.modality and self.sampling.guided:
-            raise ConfigError(
-                f"--guidance and --contrast are not for --modality {AUTO}; name image or speech"
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(GenerateOptions, args=list(argv), prog="plait generate")
     options.check()
     run, out = Path(options.run), Path(options.out)
-    model = load(find_checkpoint(run))
+    model = load(find_checkpoint(run), find_device(options.device))
     tokenizers = load_tokenizers(run, model.vocabulary)
     prompts = [*options.prompt, *(read_prompts(Path(options.prompts)) if options.prompts else [])]
     prompts = prompts or [""]
@@ -153,7 +150,7 @@ def _jobs(
         for modality, span in named.items():
             marker = () if span is None or span.begin is None else (span.begin,)
             ids, unguided = (*context, *marker), (BOS, *marker)
-            guided = span is not None and span.tokenizer.modality in GUIDED
+            guided = span is None or span.tokenizer.modality in GUIDED
             guided = guided and options.sampling.guided and ids != unguided
             for number in range(options.count):
                 row = Row(

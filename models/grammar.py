@@ -94,6 +94,11 @@ class Walk:
         marked = [span for span in spans.values() if span.begin is not None]
         return cls(text, marked, max_tokens)
 
+    @property
+    def modality(self) -> str | None:
+        """Of the open span; None where text has no tokenizer."""
+        return None if self._span is None else self._span.tokenizer.modality
+
     def allowed(self) -> tuple[range, ...]:
         """Ranges of global ids that may come next."""
         span, position = self._span, len(self._ids)

@@ -126,8 +126,6 @@ class Plan:
     order: Order
     layout: AttentionLayout
     """Which positions attend to which, in flat order."""
-    sorted_layout: AttentionLayout
-    """The same in the order of `order`."""
     document_BT: Tensor
     position_BT: Tensor
     reset_BT: Tensor
@@ -149,12 +147,9 @@ class Plan:
         reset_BT[:, 1:] = cpu.document_BT[:, 1:] != cpu.document_BT[:, :-1]
         targets = _targets(cpu)
         order = Order.of(cpu.modality_BT.flatten(), padding_N, modalities, len(cpu.tokens_BT))
-        assert order.permutation_N is not None and order.inverse_N is not None
-        layout = AttentionLayout.of(cpu.document_BT)
         plan = cls(
             order=order,
-            layout=layout,
-            sorted_layout=layout.sorted(order.permutation_N, order.inverse_N),
+            layout=AttentionLayout.of(cpu.document_BT),
             document_BT=cpu.document_BT,
             position_BT=cpu.position_BT,
             reset_BT=reset_BT,
@@ -163,6 +158,12 @@ class Plan:
             target_counts=targets[2],
         )
         return plan.to(batch.tokens_BT.device)
+
+    @cached_property
+    def sorted_layout(self) -> AttentionLayout:
+        """`layout` in the order of `order`; made, on the plan's device, when first asked for."""
+        places = self.order.places
+        return self.layout if places is None else self.layout.sorted(*places[::-1])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same plan with its tensors on another device; sizes stay on the host."""

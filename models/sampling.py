@@ -20,6 +20,8 @@ from plait.models.grammar import Walk
 from plait.pipeline.vocabulary import PAD
 from plait.tokenizers.errors import ConfigError
 
+GUIDED = ("image", "speech")
+"""Modalities that `--guidance` and `--contrast` are for."""
 LIKELY = 0.1
 """What a contrasted id has of the k-th likeliest's probability at least (arXiv:2210.15097)."""
 
@@ -70,7 +72,7 @@ class Row:
     walk: Walk
     draws: np.random.Generator
     unguided: tuple[int, ...] | None = None
-    """What the row beside it saw, in guidance."""
+    """What the row beside it saw, which guides its pictures and speech."""
 
 
 @dataclass(kw_only=True)
@@ -170,7 +172,7 @@ def _tokens(model: Decoder, x_BD: Tensor, streams: _Streams, sampling: Sampling)
         if len(allowed) == len(allowed[0]) == 1:
             found = [allowed[0].start] * len(numbers)
         else:
-            logits_BA = _guided(model, x_BD, allowed, numbers, streams.guides, sampling)
+            logits_BA = _guided(model, x_BD, allowed, numbers, streams, sampling)
             draws = [streams.rows[i].draws.random() for i in numbers]
             places = pick(logits_BA, draws, sampling)
             found = [_id_at(allowed, place) for place in places]
@@ -186,11 +188,16 @@ def _guided(
     x_BD: Tensor,
     allowed: tuple[range, ...],
     numbers: list[int],
-    guides: dict[int, int],
+    streams: _Streams,
     sampling: Sampling,
 ) -> Tensor:
     """Logits [n, A] on the CPU of the allowed ids of some rows."""
-    guided = [(n, guides[i]) for n, i in enumerate(numbers) if i in guides]
+    guides, rows = streams.guides, streams.rows
+    guided = [
+        (n, guides[i])
+        for n, i in enumerate(numbers)
+        if i in guides and rows[i].walk.modality in GUIDED
+    ]
     wanted = numbers + [guide for _, guide in guided]
     x_nD = x_BD if wanted == list(range(len(x_BD))) else x_BD[wanted]
     logits_nA = torch.cat([model.logits(x_nD, slice(r.start, r.stop)) for r in allowed], 1)
@@ -198,11 +205,11 @@ def _guided(
     if not guided:
         return logits_nA
     logits_nA, free_gA = logits_nA[: len(numbers)], logits_nA[len(numbers) :]
-    rows = [n for n, _ in guided]
+    at = [n for n, _ in guided]
     if sampling.contrast:
-        logits_nA[rows] = contrast(logits_nA[rows], free_gA, sampling.contrast)
+        logits_nA[at] = contrast(logits_nA[at], free_gA, sampling.contrast)
     else:
-        logits_nA[rows] = free_gA.lerp(logits_nA[rows], sampling.guidance)  # l_u + A (l_c - l_u)
+        logits_nA[at] = free_gA.lerp(logits_nA[at], sampling.guidance)  # l_u + A (l_c - l_u)
     return logits_nA
 
 

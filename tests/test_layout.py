@@ -197,7 +197,8 @@ def test_wheel_holds_every_file_of_the_folders(repository: Path, wheel: Path):
         for folder in FOLDERS
         for p in (repository / folder).rglob("*")
         if p.is_file()
-        and p.suffix in {".py", ".toml", ".c", ".html", ".js", ".jsonl", ".png", ".flac", ".txt"}
+        and p.suffix
+        in {".py", ".toml", ".c", ".h", ".html", ".js", ".jsonl", ".png", ".flac", ".txt"}
     }
     assert wanted <= names
     assert {

@@ -93,7 +93,7 @@ def test_loading_c_leaves_denormals_alone():
 
 def test_a_library_is_built_once_and_again_when_its_source_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = tmp_path / "answer.c"
+    source, header = tmp_path / "answer.c", tmp_path / "numbers.h"
     source.write_text("int answer(void) { return 42; }")
     compiler = compile_c._compiler()
     assert compile_c._built(source, compiler).answer() == 42
@@ -103,7 +103,12 @@ def test_a_library_is_built_once_and_again_when_its_source_changes(tmp_path, mon
     assert library.stat().st_mtime_ns == first
     source.write_text("int answer(void) { return 43; }")
     assert compile_c._built(source, compiler).answer() == 43
-    assert len(list(library.parent.iterdir())) == 2
+    header.write_text("enum { NUMBER = 44 };")
+    source.write_text('#include "numbers.h"\nint answer(void) { return NUMBER; }')
+    assert compile_c._built(source, compiler).answer() == 44
+    header.write_text("enum { NUMBER = 45 };")
+    assert compile_c._built(source, compiler).answer() == 45
+    assert len(list(library.parent.iterdir())) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
@@ -112,18 +117,3 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     source = tmp_path / "answer.c"
     source.write_text("int answer(void) { return 42; }")
     assert compile_c._built(source, compile_c._compiler()).answer() == 42
-
-
-def test_the_benchmark_refuses_a_ratio_without_parity(capsys):
-    path = ROOT / "benchmarks" / "kernels.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_kernels", path)
-    bench = sys.modules["benchmark_of_kernels"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    paths = {"definition": lambda x: x * 2, "right": lambda x: x + x, "wrong": lambda x: x * 2.01}
-    case = bench.Case("double", "3 x 4", paths, [torch.randn(3, 4)])
-    assert not bench._print(case, bench.time.perf_counter, 1)
-    right, wrong = capsys.readouterr().out.splitlines()[-2:]
-    assert "ms" in right
-    assert "wrong" in wrong
-    assert "ms" not in wrong
-    assert "differs from the definition" in wrong

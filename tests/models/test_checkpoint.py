@@ -12,6 +12,13 @@ from plait.tokenizers.errors import ConfigError
 CONFIG = ModelConfig(dim=16, n_layers=1, n_heads=2, untie=("ffn",))
 
 
+def test_a_model_is_whole_on_its_device(new_decoder, tmp_path):
+    checkpoint.save(new_decoder(CONFIG), tmp_path)
+    loaded = checkpoint.load(tmp_path, "meta")
+    tensors = (*loaded.parameters(), *loaded.buffers())
+    assert {x.device.type for x in tensors} == {"meta"}
+
+
 def test_round_trip(config, new_decoder, new_batch, tmp_path):
     decoder, batch = new_decoder(config, seed=1), new_batch([(9, 14)])
     checkpoint.save(decoder, tmp_path / "model")

@@ -45,7 +45,7 @@ def rows(vocabulary, guided: bool) -> list[Row]:
     """All kinds of rows, with prompts of different lengths."""
     names = ["text", "image", "speech", "auto", "image", "text", "speech"]
     return [
-        row(vocabulary, name, n, 3 * n % 11, guided and name in ("image", "speech"))
+        row(vocabulary, name, n, 3 * n % 11, guided and name != "text")
         for n, name in enumerate(names)
     ]
 
@@ -56,7 +56,8 @@ def by_whole_passes(decoder, one: Row, sampling: Sampling) -> None:
     taken: list[int] = []
     while not one.walk.done:
         logits = []
-        for before in (one.prompt, one.unguided or one.prompt):
+        guided = one.unguided is not None and one.walk.modality in ("image", "speech")
+        for before in (one.prompt, one.unguided if guided else one.prompt):
             ids_1T = torch.tensor([[*before, *taken]])
             batch = empty_batch(1, ids_1T.shape[1], decoder.vocabulary)
             batch = replace(
