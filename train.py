@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, optimizer, run_store
+from plait.models import flops, optimizer, parallel, run_store
 from plait.models.decoder import Decoder, Losses
 from plait.models.plan import Plan
+from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
@@ -33,7 +34,7 @@ from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
+    *("steps", "data", "mixture.", "out", "log.", "checkpoint.", "parallel."),
     *("validation.batches", "dry_run"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
@@ -43,32 +44,44 @@ from the step at which the run resumes."""
 
 def main(argv: Sequence[str]) -> int:
     """`plait train`: options override the TOML file or preset that stands first."""
-    run = Run(read_config(argv))
-    if run.config.dry_run:
-        print(run.describe())
-    else:
-        run.train()
+    with parallel.processes() as ranks:
+        _run(ranks.of_first(lambda: read_config(argv)), ranks)
     return 0
 
 
-class Run:
-    """A run: its model, optimizer and data, at some step."""
+def _run(config: RunConfig, ranks: Ranks) -> None:
+    run = Run(config, ranks)
+    if config.dry_run:
+        print(run.describe())
+    else:
+        run.train()
 
-    def __init__(self, config: RunConfig) -> None:
+
+class Run:
+    """A run: its model, optimizer and data, at some step; one process's part of it."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
         if not config.data:
             raise ConfigError("no data: name a stream with --data STREAM (see `plait shard`)")
         if not config.out and not config.dry_run:
             raise ConfigError("no output: name the run's folder with --out RUN")
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.folder = Path(config.out)
-        self.device = _device(config.device)
+        self.device = parallel.place(_device(config.device), ranks)
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
         rows = self._rows("train")
-        self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
+        self.loader = Loader(
+            rows,
+            batch_size=config.rows.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            prepare=_with_plan,
+        )
         torch.manual_seed(config.seed)
-        self.model = Decoder(config.model, self.vocabulary).to(self.device)
+        self.model = Decoder(config.model, self.vocabulary, ranks.group).to(self.device)
+        parallel.distribute(self.model, config.parallel, ranks)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
         self.step = 0
@@ -87,7 +100,7 @@ class Run:
         validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
-            _board(self.folder if c.log.tensorboard else None) as board,
+            _board(self.folder if c.log.tensorboard and self.ranks.first else None) as board,
         ):
             while self.step < steps:
                 lr = self._train_step(batches)
@@ -98,7 +111,10 @@ class Run:
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
                     if validate:
                         line |= self.validate()
-                    self._log(line, clock, board)
+                    if self.ranks.first:
+                        self._log(line, clock, board)
+                    self.meters.clear()
+                    clock.restart()
                 if last or self.step % c.checkpoint.every == 0:
                     self._save()
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
@@ -117,14 +133,16 @@ class Run:
         c = self.config
         share = optimizer.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
-        targets = max(1, sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches))
+        own = sum(int(batch.loss_mask_BT.sum()) for batch, _ in micro_batches)
+        targets = max(1, sum(n for (n,) in self.ranks.numbers([own])))
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
-        for batch, plan in micro_batches:
+        for number, (batch, plan) in enumerate(micro_batches, 1):
+            parallel.reduce_now(self.model, last=number == len(micro_batches))
             losses = self._losses(batch, plan)
             (losses.sum_M.sum() / targets).backward()
-            self.meters.add(batch, losses.sum_M, losses.count_M)
+            self.meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
         norm = self.optimizer.clip()
         if not math.isfinite(norm):
             raise PlaitError(
@@ -159,9 +177,10 @@ class Run:
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
-            batch = rows.batch(range(start, min(len(rows), start + size)))
+            numbers = range(start, min(len(rows), start + size))
+            batch = parallel.own_rows(rows.batch, numbers, size, self.ranks)
             losses = self._losses(batch, Plan.of(batch), leaking=leaking)
-            meters.add(batch, losses.sum_M, losses.count_M)
+            meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 
     def _rows(self, split: Literal["train", "validation"]) -> Rows:
@@ -213,24 +232,28 @@ class Run:
             for name, value in line.items():
                 if name != "step" and value is not None:
                     board.add_scalar(name, value, self.step)
-        self.meters.clear()
-        clock.restart()
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
-        newest = run_store.open_folder(self.folder, self.config, MAY_CHANGE)
+        newest = self.ranks.of_first(
+            lambda: run_store.open_folder(self.folder, self.config, MAY_CHANGE)
+        )
         if newest is not None:
             self._load(newest)
-            run_store.go_on(self.folder, self.step)
+            if self.ranks.first:
+                run_store.go_on(self.folder, self.step)
             return
-        counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
+        counts = self.ranks.of_first(
+            lambda: unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
+        )
         self.model.set_prior(torch.from_numpy(counts))
         about = {
             "preset": self.config.preset,
             "parameters": flops.count_parameters(self.model),
             "device": str(self.device),
         }
-        run_store.describe(self.folder, about, self.streams, self.vocabulary)
+        if self.ranks.first:
+            run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
     def _save(self) -> None:
         state = {

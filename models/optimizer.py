@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plait.models.decoder import VALUES, Decoder
+from plait.models.parallel import clip_norm
 from plait.models.values import TableOptimizer
 from plait.tokenizers.errors import ConfigError
 
@@ -91,7 +92,7 @@ class Optimizer:
         """Clip memory values and all the rest, each by its own norm; the norm of everything."""
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip_norm(parameters, limit)
         table = 0.0 if self.table is None else self.table.norm()
         self._table_scale = min(1.0, limit / (table + 1e-6))
         return math.hypot(norm, table)
