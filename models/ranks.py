@@ -48,7 +48,7 @@ class Ranks:
         if self.size == 1:
             return (tuple(own),)
         found = torch.empty(self.size * len(own), dtype=torch.int64)
-        dist.all_gather_into_tensor(found, torch.tensor(own, dtype=torch.int64))
+        dist.all_gather_single(found, torch.tensor(own, dtype=torch.int64))
         return tuple(map(tuple, found.view(self.size, -1).tolist()))
 
     def rows(self, parts: Sequence[Tensor], counts_PM: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -63,7 +63,7 @@ class Ranks:
             return [part.detach() for part in parts]
         own = torch.cat([part.detach().flatten() for part in parts])
         found = own.new_empty(self.size * most)
-        dist.all_gather_into_tensor(found, F.pad(own, (0, most - len(own))))
+        dist.all_gather_single(found, F.pad(own, (0, most - len(own))))
         lines = zip(found.view(self.size, most), sizes_PM, strict=True)
         by_rank = [line[: sum(sizes)].split(sizes) for line, sizes in lines]
         return [

@@ -33,6 +33,11 @@ THRESHOLD_DECAY = 0.9
 """Of the average over training steps; at 0.98 it lags, and tokens got 0.8 experts in place of 1."""
 
 
+EQUAL = 2**-11
+"""Of logits. Like tokens, as of a picture's plain ground, have like scores but for their last bits,
+which depend on what is computed beside them; these must not choose among them."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
     """Pairs of token and expert, by expert."""
@@ -137,7 +142,7 @@ class Router(nn.Module):
             return row_J, scores_nE[row_J, expert_J], counts
         before, total = context.among(group.m)
         parts = context.order.by_row[group.m] if self.by_row else (total,)
-        row_kE, lowest_LE = self._best(all_nE.sigmoid(), parts)
+        row_kE, lowest_LE = self._best(all_nE, parts)
         own = slice(0, n) if self.by_row else slice(before, before + n)
         if self.training and total:
             taken_nE = torch.zeros_like(all_nE).scatter_(0, row_kE, 1.0)[own]
@@ -148,20 +153,23 @@ class Router(nn.Module):
             own_nE = noise_nE[before : before + n]
             scores_nE = (group.logits_nE + own_nE).sigmoid()
             all_nE = all_nE + (own_nE if self.by_row else noise_nE)
-            row_kE, _ = self._best(all_nE.sigmoid(), parts)
+            row_kE, _ = self._best(all_nE, parts)
         return _pairs(scores_nE, row_kE - own.start, cut=n < len(all_nE))
 
-    def _best(self, scores_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Expert choice in each part of the tokens: rows [k, E], and each part's lowest scores."""
+    def _best(self, logits_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Expert choice in each part of the tokens: rows [k, E], and each part's lowest scores.
+
+        Logits that are closer than EQUAL count as equal, and places decide.
+        """
         rows, lowest, start = [], [], 0
-        for part_nE in scores_nE.split(parts):
+        for part_nE in logits_nE.split(parts):
             n, experts = part_nE.shape
             taken = min(n, math.ceil(self.capacity * n / experts))
-            best_kE, row_kE = part_nE.topk(taken, dim=0)
+            row_kE = (part_nE / EQUAL).round().topk(taken, dim=0).indices
             rows.append(row_kE + start)
-            lowest += [best_kE[-1:]] if taken else []
+            lowest += [part_nE.gather(0, row_kE).amin(0).sigmoid()] if taken else []
             start += n
-        return torch.cat(rows), torch.cat(lowest) if lowest else scores_nE[:0]
+        return torch.cat(rows), torch.stack(lowest) if lowest else logits_nE[:0]
 
     def _margin(self, group: _Group, scores_nE: Tensor) -> Tensor:
         """Above 0 where an expert takes a token by the rule of inference, [n, E]."""

@@ -194,5 +194,5 @@ class _Exchange(torch.autograd.Function):
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     found = x.new_empty(group.size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(found, x.contiguous(), group=group)
+    dist.all_gather_single(found, x.contiguous(), group=group)
     return found
