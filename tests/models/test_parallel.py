@@ -18,6 +18,7 @@ from plait.models.decoder import VALUES, Decoder
 from plait.models.parallel import ParallelConfig
 from plait.models.ranks import ALONE, Ranks
 from plait.pipeline.batch import Batch
+from plait.pipeline.vocabulary import Vocabulary
 
 from .conftest import CONFIGS, PRESETS, gradients
 
@@ -50,19 +51,19 @@ def learned(decoder: Decoder, batch: Batch, targets: int) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-def worker(rank: int, size: int, port: int, path: str, kind: str) -> None:
+def worker(rank: int, size: int, port: int, path: str) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()})
     with parallel.processes() as ranks:
         for name, case in torch.load(path, weights_only=False).items():
-            compare(name, case, ranks, kind)
+            compare(name, case, ranks)
 
 
-def compare(name: str, case: dict, ranks: Ranks, kind: str) -> None:
+def compare(name: str, case: dict, ranks: Ranks) -> None:
     torch.manual_seed(0)
     decoder = Decoder(case["config"], case["vocabulary"], ranks.group)
-    config = ParallelConfig(kind=kind, shard_size=2 if kind == "hybrid" else 0)  # pyright: ignore
+    config = ParallelConfig(kind=case["kind"], shard_size=2 if case["kind"] == "hybrid" else 0)
     parallel.distribute(decoder, config, ranks)
     each = len(case["batch"].tokens_BT) // ranks.size
     own = rows_of(case["batch"], slice(ranks.rank * each, (ranks.rank + 1) * each))
@@ -89,32 +90,28 @@ def batches(new_batch) -> dict[str, Batch]:
     }
 
 
-PRESETS_ = [path.stem for path in PRESETS]
+def case_of(name: str, kind: str, batch: Batch, vocabulary: Vocabulary) -> dict:
+    """A model, a batch, and what one process learns of it."""
+    torch.manual_seed(0)
+    decoder, targets = Decoder(CONFIGS[name], vocabulary), int(batch.loss_mask_BT.sum())
+    case = {"config": CONFIGS[name], "vocabulary": vocabulary, "kind": kind, "batch": batch}
+    return {**case, "targets": targets, "wanted": learned(decoder, batch, targets)}
 
 
-@pytest.mark.parametrize(
-    ("size", "kind", "names", "lacking"),
-    [
-        (2, "replicate", PRESETS_, "text"),
-        (2, "shard", list(CONFIGS), "nothing"),
-        (4, "hybrid", ["moma", "everything", "depth", "depth_dense"], "both"),
-    ],
-)
-def test_processes_learn_what_one_does(
-    size, kind, names, lacking, batches, vocabulary, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_learn_what_one_does(size, batches, vocabulary, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    whole, cases = batches[lacking], {}
-    for name in names:
-        torch.manual_seed(0)
-        decoder, targets = Decoder(CONFIGS[name], vocabulary), int(whole.loss_mask_BT.sum())
-        case = {"config": CONFIGS[name], "vocabulary": vocabulary, "batch": whole}
-        cases[name] = {**case, "targets": targets, "wanted": learned(decoder, whole, targets)}
+    kinds = {
+        2: [(p.stem, "replicate", "text") for p in PRESETS]
+        + [(name, "shard", "nothing") for name in CONFIGS],
+        4: [(name, "hybrid", "both") for name in ("moma", "everything", "depth", "depth_dense")],
+    }
+    cases = {" ".join(k): case_of(*k[:2], batches[k[2]], vocabulary) for k in kinds[size]}
     torch.save(cases, tmp_path / "cases.pt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(worker, (size, port, str(tmp_path / "cases.pt"), kind), nprocs=size)
+    mp.spawn(worker, (size, port, str(tmp_path / "cases.pt")), nprocs=size)
 
 
 def test_own_rows_are_filled_up_with_padding(new_batch):
