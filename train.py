@@ -20,11 +20,12 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, initialise, optimizer, run_store, schedule
+from plait.models import flops, initialise, optimizer, parallel, run_store, schedule
 from plait.models.decoder import Decoder, Losses
 from plait.models.device import find_device
 from plait.models.objective import Objective
 from plait.models.plan import Plan
+from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import RunConfig, read_config
 from plait.pipeline.batch import Batch
 from plait.pipeline.learned import Learned
@@ -37,7 +38,7 @@ from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
+    *("steps", "data", "mixture.", "out", "log.", "checkpoint.", "parallel."),
     *("validation.batches", "dry_run", "optimizer.cooldown"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
@@ -48,33 +49,45 @@ from the step at which the run resumes."""
 
 def main(argv: Sequence[str]) -> int:
     """`plait train`: options override the TOML file or preset that stands first."""
-    run = Run(read_config(argv))
-    if run.config.dry_run:
-        print(run.describe())
-    else:
-        run.train()
+    with parallel.processes() as ranks:
+        _run(ranks.of_first(lambda: read_config(argv)), ranks)
     return 0
 
 
-class Run:
-    """A run: its model, optimizer and data, at some step."""
+def _run(config: RunConfig, ranks: Ranks) -> None:
+    run = Run(config, ranks)
+    if config.dry_run:
+        print(run.describe())
+    else:
+        run.train()
 
-    def __init__(self, config: RunConfig) -> None:
+
+class Run:
+    """A run: its model, optimizer and data, at some step; one process's part of it."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks = ALONE) -> None:
         if not config.data:
             raise ConfigError("no data: name a stream with --data STREAM (see `plait shard`)")
         if not config.out and not config.dry_run:
             raise ConfigError("no output: name the run's folder with --out RUN")
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.folder = Path(config.out)
-        self.device = find_device(config.device)
+        self.device = parallel.place(find_device(config.device), ranks)
         self.streams = [Stream(path) for path in config.data]
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
         self.objective = Objective(config.objective, self.vocabulary.modalities)
         rows = self._rows("train")
-        self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
+        self.loader = Loader(
+            rows,
+            batch_size=config.rows.batch_size,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            prepare=_with_plan,
+        )
         torch.manual_seed(config.seed)
-        self.model = Decoder(config.model, self.vocabulary).to(self.device)
+        self.model = Decoder(config.model, self.vocabulary, ranks.group).to(self.device)
+        parallel.distribute(self.model, config.parallel, ranks)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
         self.step = 0
@@ -93,7 +106,7 @@ class Run:
         validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
-            _board(self.folder if c.log.tensorboard else None) as board,
+            _board(self.folder if c.log.tensorboard and self.ranks.first else None) as board,
         ):
             while self.step < steps:
                 lr = self._train_step(batches)
@@ -104,7 +117,10 @@ class Run:
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
                     if validate:
                         line |= self.validate()
-                    self._log(line, clock, board)
+                    if self.ranks.first:
+                        self._log(line, clock, board)
+                    self.meters.clear()
+                    clock.restart()
                 if last or self.step % c.checkpoint.every == 0:
                     self._save()
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
@@ -123,14 +139,16 @@ class Run:
         c = self.config
         share = schedule.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
-        targets = self.objective.targets(plan for _, plan in micro_batches) or 1.0
+        plans = [plan for _, plan in micro_batches]
+        targets = self.objective.targets(plans, self.ranks.numbers) or 1.0
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
-        for batch, plan in micro_batches:
+        for number, (batch, plan) in enumerate(micro_batches, 1):
+            parallel.reduce_now(self.model, last=number == len(micro_batches))
             losses = self._losses(batch, plan)
             (self.objective.total(losses) / targets).backward()
-            self.meters.add(batch, losses.sum_M, losses.count_M)
+            self.meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
         norm = self.optimizer.clip()
         if not math.isfinite(norm):
             raise PlaitError(
@@ -165,9 +183,10 @@ class Run:
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
-            batch = rows.batch(range(start, min(len(rows), start + size)))
+            numbers = range(start, min(len(rows), start + size))
+            batch = parallel.own_rows(rows.batch, numbers, size, self.ranks)
             losses = self._losses(batch, Plan.of(batch), leaking=leaking)
-            meters.add(batch, losses.sum_M, losses.count_M)
+            meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 
     def _rows(self, split: Literal["train", "validation"]) -> Rows:
@@ -222,17 +241,20 @@ class Run:
             for name, value in line.items():
                 if name != "step" and value is not None:
                     board.add_scalar(name, value, self.step)
-        self.meters.clear()
-        clock.restart()
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
-        newest = run_store.open_folder(self.folder, self.config, MAY_CHANGE)
+        newest = self.ranks.of_first(
+            lambda: run_store.open_folder(self.folder, self.config, MAY_CHANGE)
+        )
         if newest is not None:
             self._load(newest)
-            run_store.go_on(self.folder, self.step)
+            if self.ranks.first:
+                run_store.go_on(self.folder, self.step)
             return
-        counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
+        counts = self.ranks.of_first(
+            lambda: unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
+        )
         self.model.set_prior(torch.from_numpy(counts))
         about = {
             "preset": self.config.preset,
@@ -243,7 +265,8 @@ class Run:
             report = initialise.begin_with(self.model, self.config.init)
             print("\n".join(report.lines()))
             about["init"] = asdict(report)
-        run_store.describe(self.folder, about, self.streams, self.vocabulary)
+        if self.ranks.first:
+            run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
     def _save(self) -> None:
         state = {

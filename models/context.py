@@ -1,12 +1,14 @@
 """What the parts of a decoder share in one forward pass."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from plait.kernels.attention import AttentionLayout
 from plait.models.plan import Order
+from plait.models.ranks import ALONE, Ranks
 from plait.models.values import ValueTable
 
 
@@ -28,20 +30,45 @@ class Context:
     """The table that the memory layers share."""
     leaking: bool = False
     """Whether experts choose among all tokens in eval too, as they do in training."""
+    ranks: Ranks = ALONE
+    """The processes whose batches are one: means are taken over all their tokens."""
+    most: int = 0
+    """Largest number of rows of any rank, where ranks have different numbers."""
     losses: list[Tensor] = field(default_factory=list)
-    """Losses of the parts' own, beside the cross-entropy."""
-    statistics: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Scalars noted by layers, by name; `means` gives one number for each name."""
+    """Losses of the parts' own, beside the cross-entropy: this rank's share of each."""
+    statistics: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
+    """Totals and counts noted by layers, by name; `means` gives one number for each name."""
 
-    def note(self, name: str, value: Tensor) -> None:
-        """Add a layer's figure."""
-        self.statistics.setdefault(name, []).append(value.detach())
+    @cached_property
+    def real_PM(self) -> tuple[tuple[int, ...], ...]:
+        """`order.real` of every rank."""
+        return self.ranks.numbers(self.order.real)
 
-    def add_loss(self, name: str, value: Tensor) -> None:
-        """Add a layer's own loss, a mean over tokens."""
-        self.losses.append(value)
-        self.note(name, value)
+    def among(self, m: int) -> tuple[int, int]:
+        """Real tokens of modality m on the ranks before this one, and on all of them."""
+        real_P = [real_M[m] for real_M in self.real_PM]
+        return sum(real_P[: self.ranks.rank]), sum(real_P)
+
+    def note(self, name: str, total: Tensor, count: int = 1) -> None:
+        """Add a layer's figure, a mean: its total and count here; both are summed over ranks."""
+        self.statistics.setdefault(name, []).append((total.detach().float(), count))
+
+    def add_loss(self, name: str, share: Tensor) -> None:
+        """Add a layer's own loss: this rank's share of a mean over all ranks' tokens."""
+        self.losses.append(share)
+        self.note(name, share * self.ranks.size)
 
     def means(self) -> dict[str, Tensor]:
-        """The mean over layers of each figure."""
-        return {name: torch.stack(values).mean() for name, values in self.statistics.items()}
+        """The mean over layers of each figure; none of those that count nothing."""
+        noted = [(name, *pair) for name, pairs in self.statistics.items() for pair in pairs]
+        if not noted:
+            return {}
+        total_K = self.ranks.sum(torch.stack([total for _, total, _ in noted]))
+        counts_PK = self.ranks.numbers([count for _, _, count in noted])
+        found: dict[str, list[Tensor]] = {}
+        for (name, *_), total, counts in zip(
+            noted, total_K, zip(*counts_PK, strict=True), strict=True
+        ):
+            if sum(counts):
+                found.setdefault(name, []).append(total / sum(counts))
+        return {name: torch.stack(values).mean() for name, values in found.items()}

@@ -29,6 +29,7 @@ from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
 from plait.models.memory_beside import MemoryBeside
 from plait.models.plan import Order, Plan, prompt_batch
+from plait.models.ranks import ALONE
 from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
@@ -153,7 +154,7 @@ class Decoder(nn.Module):
     ) -> None:
         """`values_group` are the ranks among which the memory's values are cut by columns."""
         super().__init__()
-        self.config, self.vocabulary = config, vocabulary
+        self.config, self.vocabulary, self.ranks = config, vocabulary, ALONE
         modalities = len(vocabulary.modalities)
         sublayers = sum(1 + (channel != "none") for _, channel in config.blocks)
         gain = 1.0 if config.norm == "post" else sublayers**-0.5
@@ -217,11 +218,12 @@ class Decoder(nn.Module):
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
         if self.config.z_loss:
             square_J = partition_J.square()
-            context.note("z_loss", square_J.mean())
+            context.note("z_loss", square_J.sum(), len(square_J))
             square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
             sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
         if context.losses:
-            share = PARTS_WEIGHT * sum(plan.target_counts) / len(sum_M)
+            targets = sum(n for (n,) in self.ranks.numbers([sum(plan.target_counts)]))
+            share = PARTS_WEIGHT * targets / len(sum_M)
             own = share * torch.stack(context.losses).mean()
             sum_M = sum_M + (own - own.detach())
         count_M = torch.tensor(plan.target_counts, device=sum_M.device)
@@ -326,12 +328,14 @@ class Decoder(nn.Module):
             reset_BT=plan.reset_BT,
             values=self.values,
             leaking=leaking,
+            ranks=self.ranks,
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         states = [None] * len(self.blocks) if cache is None else cache.mixers
         for block, state in zip(self.blocks, states, strict=True):
             x_ND = block(x_ND, context, state)
-        context.note("output_rms", x_ND.detach().float().square().mean().sqrt())
+        square = self.ranks.sum(x_ND.detach().float().square().mean()) / self.ranks.size
+        context.note("output_rms", square.sqrt())
         return self.norm(x_ND, order), context
 
     def _embed(self, tokens_N: Tensor) -> Tensor:

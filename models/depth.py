@@ -68,8 +68,12 @@ class Depth(nn.Module):
         what later steps need.
         """
         row_J, gate_J = self._choose(x_ND, context)
+        together = context.ranks.size > 1  # a rank whose tokens all stay has its part in the block
+        most = max(n for (n,) in context.ranks.numbers([len(row_J) or len(x_ND)]))
+        context = replace(context, most=most if together else 0)
         if not len(row_J):
-            return self._nothing(x_ND, context, block, gate_J) if self.training else x_ND
+            runs = self.training or together
+            return self._nothing(x_ND, context, block, gate_J) if runs else x_ND
         parts = [slice(None)] if cache is None else self._by_row(row_J, context)
         states = [None] if cache is None else cache.rows
         for part, state in zip(parts, states, strict=True):
@@ -94,8 +98,11 @@ class Depth(nn.Module):
 
     @staticmethod
     def _nothing(x_ND: Tensor, context: Context, block, gate_J: Tensor) -> Tensor:
-        """A batch of padding passes unchanged, and every parameter gets a gradient of zero."""
-        return x_ND + 0 * (block(x_ND, context) - x_ND + gate_J.sum())
+        """All pass unchanged, and every parameter gets a gradient of zero."""
+        order = context.order
+        none = tuple((0,) * len(row) for row in order.by_row)
+        order = replace(order, real=(0,) * len(none), by_row=none)
+        return x_ND + 0 * (block(x_ND, replace(context, order=order)) - x_ND + gate_J.sum())
 
     def step(self, x_BD: Tensor, context: Context, mix, cache: DepthCache, block) -> Tensor:
         """One position of each row, [B, D] sorted.

@@ -41,8 +41,8 @@ class Experts(nn.Module):
         choice = self.router(x_ND, context)
         if context.layout is not None:
             taken_N = torch.zeros(len(x_ND), device=x_ND.device).index_fill_(0, choice.row_J, 1)
-            real = max(1, sum(context.order.real))
-            context.note("experts_dropped", 1 - taken_N.sum() / real)
+            real = sum(context.order.real)
+            context.note("experts_dropped", real - taken_N.sum(), real)
         x_JD = take(x_ND, choice.row_J)
         gate_JF, up_JF = grouped_linear(x_JD, self.gate_up, choice.counts).chunk(2, -1)
         y_JD = grouped_linear(F.silu(gate_JF) * up_JF, self.down, choice.counts)

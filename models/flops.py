@@ -9,6 +9,8 @@ module that owns parameters says so itself: `active(modality) -> (in matrix prod
 
 from typing import TypedDict
 
+import torch
+
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 
@@ -23,7 +25,7 @@ class Parameters(TypedDict):
 
 def count_parameters(decoder: Decoder) -> Parameters:
     """All parameters, and those that a token of each modality uses."""
-    names = decoder.vocabulary.modalities
+    decoder, names = _whole(decoder), decoder.vocabulary.modalities
     return {
         "total": sum(p.numel() for p in decoder.parameters()),
         "active": {name: round(sum(_active(decoder, m))) for m, name in enumerate(names)},
@@ -36,13 +38,21 @@ def flops_per_token(decoder: Decoder, seq_len: int) -> dict[str, float]:
     Matrix products only, forward and backward (arXiv:2204.02311, appendix B): attention counts
     its full square, and norms, convolution, scan and look-ups nothing.
     """
-    config = decoder.config
+    decoder, config = _whole(decoder), decoder.config
     attention = sum(
         _share(config, i) ** 2 for i, (mixer, _) in enumerate(config.blocks) if mixer == "attention"
     )
     square = 12.0 * attention * decoder.config.dim * seq_len
     names = decoder.vocabulary.modalities
     return {name: 6 * _active(decoder, m)[0] + square for m, name in enumerate(names)}
+
+
+def _whole(decoder: Decoder) -> Decoder:
+    """The same one without weights, where processes hold parts of it."""
+    if decoder.ranks.size == 1:
+        return decoder
+    with torch.device("meta"):
+        return Decoder(decoder.config, decoder.vocabulary)
 
 
 def _active(decoder: Decoder, modality: int) -> tuple[float, float]:

@@ -65,7 +65,7 @@ class Memory(nn.Module):
         share_NHk = scores_NHk.float().softmax(-1)  # over the slots of one head
         slot_NJ = slot_NHk.flatten(1)
         self._note_use(slot_NJ, share_NHk.flatten(1), len(values.weight), context)
-        read_ND = values.read(slot_NJ, share_NHk.flatten(1))
+        read_ND = values.read(slot_NJ, share_NHk.flatten(1), context.most)
         if self.gate is None or self.out is None:
             return read_ND
         read_ND = read_ND * F.silu(F.linear(x_ND, self.gate, self.gate_bias))
@@ -101,6 +101,7 @@ class Memory(nn.Module):
             return
         mass_R = torch.zeros(slots, device=slot_NJ.device)
         mass_R.index_add_(0, slot_NJ.flatten(), share_NJ.detach().flatten().float())
+        mass_R = context.ranks.sum(mass_R)
         mass_R /= mass_R.sum()
         context.note("memory_slots_hit", (mass_R > 0).float().mean())
         context.note("memory_kl_uniform", math.log(slots) - torch.special.entr(mass_R).sum())

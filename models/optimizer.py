@@ -17,6 +17,7 @@ from torch import Tensor
 from plait.models.decoder import VALUES, Decoder
 from plait.models.freeze import freeze
 from plait.models.names import MODALITY, matching, short
+from plait.models.parallel import clip_norm
 from plait.models.values import TableOptimizer
 from plait.tokenizers.errors import ConfigError
 
@@ -146,7 +147,7 @@ class Optimizer:
             partial.zero_gradient()
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip_norm(parameters, limit)
         table = 0.0 if self.table is None else self.table.norm()
         self._table_scale = min(1.0, limit / (table + 1e-6))
         return math.hypot(norm, table)

@@ -3,8 +3,9 @@
 Expert choice (MoMa, arXiv:2407.21770, section 2.2): an expert of modality m takes the
 `capacity * n / E` tokens with the highest sigmoid scores among the n real tokens of m, of the whole
 batch or of each row. Every expert then has the same load and no balance loss is needed, but a
-token's experts depend on later tokens. In eval and in generation they must not. There are two rules
-for that:
+token's experts depend on later tokens. Over several processes the batch is that of all of them: the
+scores are gathered, and each rank keeps the pairs of its own tokens. In eval and in generation
+experts must not look ahead. There are two rules for that:
 
 - `threshold` (ours, the default): an expert takes a token whose score is above a running mean, over
   training steps, of the lowest score that it took. The score is what expert choice compares, so all
@@ -17,6 +18,7 @@ for that:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +33,11 @@ THRESHOLD_DECAY = 0.9
 """Of the average over training steps; at 0.98 it lags, and tokens got 0.8 experts in place of 1."""
 
 
+EQUAL = 2**-11
+"""Of logits. Like tokens, as of a picture's plain ground, have like scores but for their last bits,
+which depend on what is computed beside them; these must not choose among them."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
     """Pairs of token and expert, by expert."""
@@ -41,6 +48,16 @@ class Choice:
     """Weights of the experts' outputs, float32."""
     counts: list[int]
     """Pairs of each expert."""
+
+
+class _Group(NamedTuple):
+    """A modality's real tokens in the order's rows, from `start` on, and its experts' logits."""
+
+    m: int
+    start: int
+    experts: slice
+    x_nD: Tensor
+    logits_nE: Tensor
 
 
 class Router(nn.Module):
@@ -78,19 +95,16 @@ class Router(nn.Module):
 
     def forward(self, x_ND: Tensor, context: Context) -> Choice:
         """The choice among the real tokens of [N, D], sorted; it may note a loss of its own."""
-        rows, gates, counts, first, start = [], [], [], 0, 0
-        for m, size in enumerate(self.sizes):
-            real = context.order.real[m]
-            group = slice(first, first + size)
-            if context.layout is None and not real and context.order.alone is not None:
-                counts, first = counts + [0] * size, first + size  # a step of another modality
-                continue
-            row_J, gate_J, taken = self._choose(x_ND[start : start + real], m, group, context)
-            rows.append(row_J + start)
+        rows, gates, counts = [], [], [0] * len(self.weight)
+        groups = self._groups(x_ND, context)
+        among = [group.logits_nE for group in groups]
+        if not self.by_row and (self.training or context.leaking):
+            among = context.ranks.rows(among, context.real_PM)
+        for group, all_nE in zip(groups, among, strict=True):
+            row_J, gate_J, counts[group.experts] = self._choose(group, all_nE, context)
+            rows.append(row_J + group.start)
             gates.append(gate_J)
-            counts += taken
-            start, first = start + context.order.counts[m], first + size
-        if self.training and not any(context.order.real) and self.auxiliary_out is not None:
+        if self.auxiliary_out is not None and self.training and not any(map(any, context.real_PM)):
             assert self.auxiliary_in is not None
             nothing = 0 * (self.auxiliary_in.sum() + self.auxiliary_out.sum())
             context.add_loss("auxiliary_router", nothing)  # gradients of zero, and not none
@@ -101,65 +115,105 @@ class Router(nn.Module):
         group = modality % len(self.sizes)  # one for all, or one for each
         return self.sizes[group] * self.weight.shape[1], 0
 
+    def _groups(self, x_ND: Tensor, context: Context) -> list[_Group]:
+        """The modalities; in a step, which mostly has one alone, only that."""
+        groups, first, start, order = [], 0, 0, context.order
+        for m, size in enumerate(self.sizes):
+            experts, x_nD = slice(first, first + size), x_ND[start : start + order.real[m]]
+            if len(x_nD) or context.layout is not None or order.alone is None:
+                logits_nE = _float32_linear(x_nD, self.weight[experts])
+                groups.append(_Group(m, start, experts, x_nD, logits_nE))
+            start, first = start + order.counts[m], first + size
+        return groups
+
     def _choose(
-        self, x_nD: Tensor, m: int, group: slice, context: Context
+        self, group: _Group, all_nE: Tensor, context: Context
     ) -> tuple[Tensor, Tensor, list[int]]:
-        """Rows and gates of a group's pairs by expert, and their counts."""
-        logits_nE = _float32_linear(x_nD, self.weight[group])
-        scores_nE = logits_nE.sigmoid()
-        margin_nE = self._margin(x_nD, scores_nE, m, group)
-        if context.layout is not None and len(x_nD):
-            context.note(f"{self.name}_load", (margin_nE > 0).float().sum(1).mean())
-        parts = context.order.by_row[m] if self.by_row else (len(x_nD),)
+        """Rows and gates of a group's pairs by expert, and their counts.
+
+        `all_nE` are the logits among which experts choose: of all ranks, or (by row) one's own.
+        """
+        scores_nE, n = group.logits_nE.sigmoid(), len(group.x_nD)
+        margin_nE = self._margin(group, scores_nE)
+        if context.layout is not None:
+            context.note(f"{self.name}_load", (margin_nE > 0).float().sum(), n)
         if not self.training and not context.leaking:
             expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)
             counts = torch.bincount(expert_J, minlength=scores_nE.shape[1]).tolist()
             return row_J, scores_nE[row_J, expert_J], counts
-        row_kE, gate_kE, lowest_E = self._best(scores_nE, parts)
-        if self.training and len(x_nD):
-            self._learn(row_kE, lowest_E.detach(), margin_nE, group, context)
+        before, total = context.among(group.m)
+        parts = context.order.by_row[group.m] if self.by_row else (total,)
+        row_kE, lowest_LE = self._best(all_nE, parts)
+        own = slice(0, n) if self.by_row else slice(before, before + n)
+        if self.training and total:
+            taken_nE = torch.zeros_like(all_nE).scatter_(0, row_kE, 1.0)[own]
+            self._learn(group, lowest_LE.detach(), taken_nE, margin_nE, context)
         if self.training and self.noise:
-            noise_nE = torch.rand_like(logits_nE).clamp(1e-6, 1 - 1e-6).logit()
-            scores_nE = (logits_nE + self.noise * noise_nE).sigmoid()
-            row_kE, gate_kE, _ = self._best(scores_nE, parts)
-        return row_kE.T.flatten(), gate_kE.T.flatten(), [len(row_kE)] * scores_nE.shape[1]
+            noise_nE = all_nE.new_empty(total, all_nE.shape[1]).uniform_()  # the same on all ranks
+            noise_nE = self.noise * noise_nE.clamp(1e-6, 1 - 1e-6).logit()
+            own_nE = noise_nE[before : before + n]
+            scores_nE = (group.logits_nE + own_nE).sigmoid()
+            all_nE = all_nE + (own_nE if self.by_row else noise_nE)
+            row_kE, _ = self._best(all_nE, parts)
+        return _pairs(scores_nE, row_kE - own.start, cut=n < len(all_nE))
 
-    def _best(self, scores_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Expert choice in each part of the tokens: rows and scores [k, E], lowest scores [E]."""
-        rows, gates, lowest, start = [], [], [], 0
-        for part_nE in scores_nE.split(parts):
+    def _best(self, logits_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Expert choice in each part of the tokens: rows [k, E], and each part's lowest scores.
+
+        Logits that are closer than EQUAL count as equal, and places decide.
+        """
+        rows, lowest, start = [], [], 0
+        for part_nE in logits_nE.split(parts):
             n, experts = part_nE.shape
             taken = min(n, math.ceil(self.capacity * n / experts))
-            gate_kE, row_kE = part_nE.topk(taken, dim=0)
+            row_kE = (part_nE / EQUAL).round().topk(taken, dim=0).indices
             rows.append(row_kE + start)
-            gates.append(gate_kE)
-            lowest += [gate_kE[-1]] if taken else []
+            lowest += [part_nE.gather(0, row_kE).amin(0).sigmoid()] if taken else []
             start += n
-        none_E = scores_nE.new_zeros(scores_nE.shape[1])
-        lowest_E = torch.stack(lowest).mean(0) if lowest else none_E
-        return torch.cat(rows), torch.cat(gates), lowest_E
+        return torch.cat(rows), torch.stack(lowest) if lowest else logits_nE[:0]
 
-    def _margin(self, x_nD: Tensor, scores_nE: Tensor, m: int, group: slice) -> Tensor:
+    def _margin(self, group: _Group, scores_nE: Tensor) -> Tensor:
         """Above 0 where an expert takes a token by the rule of inference, [n, E]."""
         if self.auxiliary_in is None or self.auxiliary_out is None:
-            return scores_nE.detach() - self.threshold_E[group]
-        hidden_nF = F.silu(_float32_linear(x_nD.detach(), self.auxiliary_in[m]))
-        return _float32_linear(hidden_nF, self.auxiliary_out[group])
+            return scores_nE.detach() - self.threshold_E[group.experts]
+        hidden_nF = F.silu(_float32_linear(group.x_nD.detach(), self.auxiliary_in[group.m]))
+        return _float32_linear(hidden_nF, self.auxiliary_out[group.experts])
 
     def _learn(
-        self, row_kE: Tensor, lowest_E: Tensor, margin_nE: Tensor, group: slice, context: Context
+        self,
+        group: _Group,
+        lowest_LE: Tensor,
+        taken_nE: Tensor,
+        margin_nE: Tensor,
+        context: Context,
     ) -> None:
         """Learn the rule of inference from what the experts take without noise."""
         if self.auxiliary_in is None:
-            if self.fixed[group.start]:
+            if self.fixed[group.experts.start]:
                 return
-            threshold_E = self.threshold_E[group]
-            moved_E = lowest_E.lerp(threshold_E, THRESHOLD_DECAY)
-            threshold_E.copy_(torch.where(threshold_E == 0, lowest_E, moved_E))
+            lowest_E, parts = lowest_LE.sum(0), len(lowest_LE)
+            if self.by_row:
+                lowest_E = context.ranks.sum(lowest_E)
+                parts = sum(n for (n,) in context.ranks.numbers([parts]))
+            threshold_E = self.threshold_E[group.experts]
+            moved_E = (lowest_E / parts).lerp(threshold_E, THRESHOLD_DECAY)
+            threshold_E.copy_(torch.where(threshold_E == 0, lowest_E / parts, moved_E))
             return
-        taken_nE = torch.zeros_like(margin_nE).scatter_(0, row_kE, 1.0)
-        loss = F.binary_cross_entropy_with_logits(margin_nE, taken_nE)
-        context.add_loss("auxiliary_router", loss)
+        _, total = context.among(group.m)
+        loss = F.binary_cross_entropy_with_logits(margin_nE, taken_nE, reduction="sum")
+        context.add_loss("auxiliary_router", loss / (total * taken_nE.shape[1]))
+
+
+def _pairs(scores_nE: Tensor, row_kE: Tensor, *, cut: bool) -> tuple[Tensor, Tensor, list[int]]:
+    """Rows and gates by expert, and their counts; `cut` says that some rows are other ranks'."""
+    n, experts = scores_nE.shape
+    if not cut:
+        gate_kE = scores_nE.gather(0, row_kE)
+        return row_kE.T.flatten(), gate_kE.T.flatten(), [len(row_kE)] * experts
+    own_Ek = ((row_kE >= 0) & (row_kE < n)).T
+    expert_J, place_J = own_Ek.nonzero().unbind(1)
+    row_J = row_kE[place_J, expert_J]
+    return row_J, scores_nE[row_J, expert_J], own_Ek.sum(1).tolist()
 
 
 def _float32_linear(x_nD: Tensor, weight_OD: Tensor) -> Tensor:

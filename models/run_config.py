@@ -15,6 +15,7 @@ from plait.models.config import ModelConfig
 from plait.models.initialise import InitConfig
 from plait.models.objective import ObjectiveConfig
 from plait.models.optimizer import OptimizerConfig
+from plait.models.parallel import ParallelConfig
 from plait.pipeline import config as toml
 from plait.tokenizers.errors import ConfigError
 
@@ -28,7 +29,7 @@ class RowsConfig:
     seq_len: int = 512
     """Tokens in a row."""
     batch_size: int = 8
-    """Rows in a micro-batch."""
+    """Rows in a micro-batch, of all processes together."""
     accumulate: int = 1
     """Micro-batches in a step."""
     packing: Literal["best_fit", "concat"] = "best_fit"
@@ -141,6 +142,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

@@ -16,9 +16,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.value_table import Ledger, RowAdam, Rows, adam_rows, row_squares, weighted_bag
+from plait.tokenizers.errors import ConfigError
 
 DRAWN = 1 << 16
 """Rows whose values are drawn at once."""
@@ -28,12 +30,15 @@ class ValueTable(nn.Module):
     """Values [R, D], or a rank's columns of them, and what was read since the last step."""
 
     def __init__(self, rows: int, width: int, group: dist.ProcessGroup | None = None) -> None:
-        """ValueError if the width is no multiple of the group's size."""
+        """ConfigError if the width is no multiple of the group's size."""
         super().__init__()
         self.width, self.group = width, group
         self.ranks = 1 if group is None else group.size()
         if width % self.ranks:
-            raise ValueError(f"values of width {width} cannot be cut into {self.ranks} columns")
+            raise ConfigError(
+                f"model.memory_value_dim: values of width {width} cannot be cut into {self.ranks} "
+                "columns of equal width, one a process; take another number of processes"
+            )
         self.weight = nn.Parameter(torch.empty(rows, width // self.ranks))
         self.ledger = Ledger()
 
@@ -46,15 +51,20 @@ class ValueTable(nn.Module):
                 whole = torch.empty(len(part), self.width, device=part.device)
                 part.copy_(nn.init.normal_(whole, std=self.width**-0.5)[:, own])
 
-    def read(self, slot_NJ: Tensor, share_NJ: Tensor) -> Tensor:
-        """Sums of the rows `slot` with weights `share`, [N, D]; N is the same on all ranks."""
+    def read(self, slot_NJ: Tensor, share_NJ: Tensor, most: int = 0) -> Tensor:
+        """Sums of the rows `slot` with weights `share`, [N, D]; N >= 1.
+
+        Where N is not the same on all ranks, `most` is the largest.
+        """
         ledger = self.ledger if self.weight.requires_grad else None
         if self.group is None:
             return weighted_bag(self.weight, slot_NJ, share_NJ, ledger=ledger)
+        N, more = len(slot_NJ), max(0, most - len(slot_NJ))
+        slot_NJ = torch.cat((slot_NJ, slot_NJ[-1:].expand(more, -1)))  # rows that were read anyway
         slots = _gathered(slot_NJ, self.group)
-        shares = _Gather.apply(share_NJ, self.group)
+        shares = _Gather.apply(F.pad(share_NJ, (0, 0, 0, more)), self.group)
         own = weighted_bag(self.weight.detach(), slots, shares, ledger=ledger)
-        return _Exchange.apply(own, self.group)
+        return _Exchange.apply(own, self.group)[:N]
 
     def gradient(self) -> Tensor:
         """The gradient since the last step, sparse [R, D], for an optimizer of torch's own.
@@ -184,5 +194,5 @@ class _Exchange(torch.autograd.Function):
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     found = x.new_empty(group.size() * len(x), *x.shape[1:])
-    dist.all_gather_into_tensor(found, x.contiguous(), group=group)
+    dist.all_gather_single(found, x.contiguous(), group=group)
     return found

@@ -1,8 +1,10 @@
 """What a training run counts between two lines of `metrics.jsonl`, and the line a person reads."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+import torch
 from torch import Tensor
 
 from plait.pipeline.batch import Batch
@@ -36,15 +38,27 @@ class Meters:
         self.window_tokens = self.positions = self.steps = 0
         self.grad_norm = 0.0
 
-    def add(self, batch: Batch, sum_M: Tensor, count_M: Tensor) -> None:
-        """Take in a batch and its summed loss and number of targets, by target modality."""
-        for m, (total, count) in enumerate(zip(sum_M.tolist(), count_M.tolist(), strict=True)):
-            self.loss[m] += total
-            self.targets[m] += int(count)
-        for m, count in enumerate(batch.modality_masks.flatten(1).sum(1).tolist()):
-            self.tokens[m] += count
-            self.window_tokens += count
-        self.positions += batch.tokens_BT.numel()
+    def add(
+        self,
+        batch: Batch,
+        sum_M: Tensor,
+        count_M: Tensor,
+        total: Callable[[Tensor], Tensor] = Tensor.detach,
+    ) -> None:
+        """Take in a batch and its summed loss and number of targets, by target modality.
+
+        `total` adds up the numbers of all processes that have a part of the batch.
+        """
+        tokens_M = batch.modality_masks.flatten(1).sum(1).to(sum_M.device)
+        positions_M = torch.full_like(tokens_M, batch.tokens_BT.numel())
+        columns = (sum_M.detach(), count_M, tokens_M, positions_M)
+        numbers = total(torch.stack([column.double() for column in columns], 1)).tolist()
+        for m, (loss, targets, tokens, _) in enumerate(numbers):
+            self.loss[m] += loss
+            self.targets[m] += int(targets)
+            self.tokens[m] += int(tokens)
+            self.window_tokens += int(tokens)
+        self.positions += int(numbers[0][3])
 
     def losses(self) -> Line:
         """Mean loss in nats a target: over all, and by modality (None where there was none)."""

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from plait.models import parallel
 from plait.models.values import TableOptimizer, ValueTable
 
 ROWS, WIDTH, N, J = 60, 8, 10, 3
@@ -47,7 +48,7 @@ def worker(rank: int, path: str, wanted: dict[str, torch.Tensor]) -> None:
         if name == "weight":
             expected = expected[:, rank * WIDTH // 2 : (rank + 1) * WIDTH // 2]
         torch.testing.assert_close(tensor, expected, rtol=1e-5, atol=1e-6)
-    dist.destroy_process_group()
+    parallel.part()
 
 
 def test_columns_on_two_ranks_are_the_table_on_one(tmp_path):
