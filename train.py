@@ -6,12 +6,11 @@ line, and a run that was killed anywhere and started again by the same command i
 that was not.
 
 A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
-`metrics.jsonl`, `resumed.jsonl` and `checkpoints/step-N/`.
+`metrics.jsonl`, `resumed.jsonl`, `skipped.jsonl` (models/guard.py) and `checkpoints/step-N/`.
 """
 
 import contextlib
-import json
-import math
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,17 +22,19 @@ from plait.models import flops, optimizer, run_store
 from plait.models.decoder import Decoder, Losses
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
+from plait.models.watch import Watch
 from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
+from plait.pipeline.trackers import Trackers
 from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
-from plait.tokenizers.errors import ConfigError, PlaitError
+from plait.tokenizers.errors import ConfigError
 
 MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
+    *("steps", "data", "mixture.", "out", "log.", "guard.", "checkpoint."),
     *("validation.batches", "dry_run"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
@@ -71,6 +72,7 @@ class Run:
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
+        self.watch = Watch(config.guard, self.model, self.optimizer, self.loader)
         self.step = 0
 
     def train(self) -> None:
@@ -87,18 +89,20 @@ class Run:
         validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
-            _board(self.folder if c.log.tensorboard else None) as board,
+            Trackers(self.folder, c.log, self.step, dataclasses.asdict(c)) as trackers,
         ):
             while self.step < steps:
-                lr = self._train_step(batches)
-                last = self.step == steps
-                validate = validating and (last or self.step % c.validation.every == 0)
-                if last or validate or self.step % c.log.every == 0:
-                    speed = clock.line(self.meters.window_tokens)
+                last = self.step + 1 == steps
+                validate = validating and (last or (self.step + 1) % c.validation.every == 0)
+                logged = last or validate or (self.step + 1) % c.log.every == 0
+                lr = self._train_step(batches, logged)
+                if logged:
+                    speed = clock.line(self.meters.window_tokens, self.step)
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+                    line |= self.watch.line(lr, experts=c.log.experts)
                     if validate:
                         line |= self.validate()
-                    self._log(line, clock, board)
+                    self._log(line, clock, trackers)
                 if last or self.step % c.checkpoint.every == 0:
                     self._save()
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
@@ -112,8 +116,8 @@ class Run:
             return asked
         return min(asked, self.step + (whole - self.loader.step) // self.config.rows.accumulate)
 
-    def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
-        """One optimizer step; returns the learning rate that it used."""
+    def _train_step(self, batches: Iterator[tuple[Batch, Plan]], logged: bool = False) -> float:
+        """One optimizer step, which may have a line; returns the learning rate that it used."""
         c = self.config
         share = optimizer.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
@@ -121,20 +125,22 @@ class Run:
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
+        self.watch.begin()
+        parts: list[tuple[Batch, Losses]] = []
         for batch, plan in micro_batches:
             losses = self._losses(batch, plan)
             (losses.sum_M.sum() / targets).backward()
-            self.meters.add(batch, losses.sum_M, losses.count_M)
+            parts.append((batch, losses))
+        if logged:
+            self.watch.measure()
         norm = self.optimizer.clip()
-        if not math.isfinite(norm):
-            raise PlaitError(
-                f"step {self.step + 1}: the gradient's norm is {norm}; nothing was updated, and the"
-                f" last checkpoint stands in {self.folder}; try a lower --optimizer.lr"
-            )
-        self.optimizer.step(share)
         self.step += 1
-        self.meters.grad_norm += norm
-        self.meters.steps += 1
+        if self.watch.accepts(self.step, parts, norm, self.folder):
+            self.optimizer.step(share)
+            for batch, losses in parts:
+                self.meters.add(batch, losses.sum_M, losses.count_M)
+            self.meters.grad_norm += norm
+            self.meters.steps += 1
         return c.optimizer.lr * share
 
     def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
@@ -204,15 +210,9 @@ class Run:
         )
         return "\n".join(lines)
 
-    def _log(self, line: Line, clock: Clock, board) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        left_s = clock.left_s(self.step)
-        print(progress_line(line, self.vocabulary.modalities, self.steps, left_s), flush=True)
-        if board is not None:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    board.add_scalar(name, value, self.step)
+    def _log(self, line: Line, clock: Clock, trackers: Trackers) -> None:
+        trackers.log(line)
+        print(progress_line(line, self.vocabulary.modalities, self.steps), flush=True)
         self.meters.clear()
         clock.restart()
 
@@ -236,6 +236,7 @@ class Run:
         state = {
             "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
+            "watch": self.watch.state(),
             "step": self.step,
         }
         run_store.save(self.folder, self.model, self.optimizer, state)
@@ -246,6 +247,7 @@ class Run:
         self.loader.load_state_dict(state["loader"], new_weights=True)
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
+        self.watch.load_state(state.get("watch", {}))
         self.step = state["step"]
 
 
@@ -263,20 +265,6 @@ def _device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: this machine has no CUDA device; use --device cpu")
     return device
-
-
-@contextlib.contextmanager
-def _board(folder: Path | None):
-    """A TensorBoard writer for the run's folder, or None."""
-    if folder is None:
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("log.tensorboard needs `pip install 'plait[tensorboard]'`") from None
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        yield writer
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class Optimizer:
             self.table = TableOptimizer(
                 model.values, betas=betas, eps=config.eps, weight_decay=config.values_weight_decay
             )
+        self.values_norm = 0.0
+        """Norm of the memory values' gradient, of the last `clip`."""
         self._table_scale = 1.0
 
     def forget(self) -> None:
@@ -92,7 +94,7 @@ class Optimizer:
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
-        table = 0.0 if self.table is None else self.table.norm()
+        table = self.values_norm = 0.0 if self.table is None else self.table.norm()
         self._table_scale = min(1.0, limit / (table + 1e-6))
         return math.hypot(norm, table)
 

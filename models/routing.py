@@ -107,8 +107,11 @@ class Router(nn.Module):
         logits_nE = _float32_linear(x_nD, self.weight[group])
         scores_nE = logits_nE.sigmoid()
         margin_nE = self._margin(x_nD, scores_nE, m, group)
-        if context.layout is not None and len(x_nD):
-            context.note(f"{self.name}_load", (margin_nE > 0).float().sum(1).mean())
+        if context.layout is not None:
+            taken_E = (margin_nE > 0).float().sum(0)
+            context.tally(f"{self.name}_taken/{m}", F.pad(taken_E, (0, 1), value=len(x_nD)))
+            if len(x_nD):
+                context.note(f"{self.name}_load", taken_E.sum() / len(x_nD))
         parts = context.order.by_row[m] if self.by_row else (len(x_nD),)
         if not self.training and not context.leaking:
             expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)

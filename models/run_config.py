@@ -12,8 +12,10 @@ from typing import Annotated, Literal
 import tyro
 
 from plait.models.config import ModelConfig
+from plait.models.guard import GuardConfig
 from plait.models.optimizer import OptimizerConfig
 from plait.pipeline import config as toml
+from plait.pipeline.trackers import LogConfig
 from plait.tokenizers.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -104,16 +106,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """What is written while training."""
-
-    every: int = 10
-    """Steps between lines of metrics.jsonl and of the terminal."""
-    tensorboard: bool = False
-    """Also write RUN/tensorboard (needs the extra plait[tensorboard])."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A training run; one TOML file, in which each option below is a key."""
 
@@ -138,6 +130,7 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         for name, value in {
