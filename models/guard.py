@@ -3,9 +3,10 @@
 Of a skipped batch nothing stays: weights, moments and the routers' running thresholds are as
 before, the step counts, and its documents stand in `RUN/skipped.jsonl`. A spike is a value above
 the median of the last accepted steps by so many robust deviations (1.4826 times the median absolute
-one): of the loss over all, of a modality's (fewer targets, more allowance), of the logarithm of the
-gradient's norm. Its state is part of a checkpoint, so a resumed run judges alike. All ranks of a
-run should judge the same figures.
+one), and by twice as much as any of theirs, for some batches are far off each time: of a modality's
+loss (fewer targets, more allowance), or of the logarithm of the gradient's norm. The loss over all
+is not judged, as it moves with the share of each modality. The guard's state is part of a
+checkpoint, so a resumed run judges alike. All ranks of a run should judge the same figures.
 """
 
 import math
@@ -27,8 +28,8 @@ class GuardConfig:
     """Which batches are skipped, and when that is too much."""
 
     deviations: float = 12.0
-    """Robust deviations above the median at which a loss or gradient norm is a spike; 0 skips only
-    what is no finite number."""
+    """Robust deviations above the median at which a loss or gradient norm is a spike, if also twice
+    as far as any in the window; 0 skips only what is no finite number."""
     window: int = 128
     """Accepted steps that a value is compared with; there are no spikes before half of them."""
     in_a_row: int = 5
@@ -115,6 +116,8 @@ class Guard:
         median = statistics.median(v for v, _ in past)
         spread = 1.4826 * statistics.median(abs(v - median) for v, _ in past)
         spread = max(spread, LOG_NORM_FLOOR if name == NORM else FLOOR * abs(median))
+        farthest = max(v for v, _ in past) - median
+        spread = max(spread, 2 * farthest / self.config.deviations)
         usual = statistics.median(n for _, n in past)
         return (value - median) / (spread * max(1.0, usual / n) ** 0.5)
 
@@ -143,12 +146,8 @@ class Guard:
 def _means(
     modalities: Sequence[str], sums: Sequence[Sequence[float]], counts: Sequence[Sequence[float]]
 ) -> dict[str, tuple[float, float]]:
-    """Mean losses of a step and their numbers of targets, where there are any."""
+    """Mean losses of a step by modality and their numbers of targets, where there are any."""
     sum_M = [sum(column) for column in zip(*sums, strict=True)]
     count_M = [sum(column) for column in zip(*counts, strict=True)]
     named = zip(modalities, sum_M, count_M, strict=True)
-    found = {f"loss of {m}": (total / n, float(n)) for m, total, n in named if n}
-    n = sum(count_M)
-    if n:
-        found["loss"] = (sum(sum_M) / n, float(n))
-    return found
+    return {f"loss of {m}": (total / n, float(n)) for m, total, n in named if n}
