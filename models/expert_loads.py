@@ -11,12 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from plait.models.decoder import Decoder
-from plait.pipeline.meters import Line
 
 
-def loads(tallies: Mapping[str, np.ndarray], model: Decoder, experts: bool) -> Line:
+def loads(tallies: Mapping[str, np.ndarray], model: Decoder, experts: bool) -> dict[str, float]:
     """Figures of a window's tallies, means over blocks; `experts` adds those of single experts."""
-    modalities, found = model.vocabulary.modalities, Line()
+    modalities = model.vocabulary.modalities
+    found: dict[str, float] = {}
     blocks = [i for i, (_, channel) in enumerate(model.config.blocks) if channel == "experts"]
     for m, name in enumerate(modalities):
         counts_LE = tallies.get(f"experts_taken/{m}")

@@ -348,3 +348,20 @@ def test_the_end_is_a_time_of_day():
     assert "left 1 min 05 s, to " in text
     assert "\n" not in text
     assert len(text) < 140
+
+
+def test_inspect_shows_the_figures(sample_stream, tmp_path, poison, capsys):
+    poison(range(1, 2))
+    Run(config("moma_depth", sample_stream, tmp_path / "run")).train()
+    capsys.readouterr()
+    page = tmp_path / "run.html"
+    assert cli.main(["inspect", str(tmp_path / "run"), "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    for words in ("Epochs", "Gradient norm", "Experts a token", "Passed depth", "attention"):
+        assert words in shown
+        assert words in page.read_text()
+    assert "look: Batches skipped: 1; skipped.jsonl" in shown
+    assert cli.main(["inspect", str(tmp_path / "run"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    last = read(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert {k: v for k, v in last.items() if v is not None}.items() <= figures.items()
