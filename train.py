@@ -131,11 +131,9 @@ class Run:
             losses = self._losses(batch, plan)
             (losses.sum_M.sum() / targets).backward()
             parts.append((batch, losses))
-        if logged:
-            self.watch.measure()
         norm = self.optimizer.clip()
         self.step += 1
-        if self.watch.accepts(self.step, parts, norm, self.folder):
+        if self.watch.accepts(self.step, parts, norm, self.folder, logged=logged):
             self.optimizer.step(share)
             for batch, losses in parts:
                 self.meters.add(batch, losses.sum_M, losses.count_M)

@@ -2,7 +2,8 @@
 
 Parts are embedding, head, norm, attention, mamba, ffn, experts, memory and router. The table of
 memory values is left out: it may be larger than all the rest, and its optimizer knows the norm of
-the rows that were read. Everything stays on the device.
+the rows that were read. Everything stays on the device; what is cut over ranks is gathered, one
+tensor at a time.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from plait.models.decoder import VALUES, Decoder
 from plait.models.experts import Experts
@@ -84,5 +86,7 @@ def _of_groups(sizes: tuple[int, ...]) -> list[int]:
 
 def _squares(tensor: Tensor, slices: int) -> Tensor:
     """Sums of squares of each slice along the first axis, or of everything, float32 [slices]."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
     flat = tensor.flatten(1) if slices > 1 else tensor.reshape(1, -1)
     return torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32).square()

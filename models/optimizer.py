@@ -72,8 +72,8 @@ class Optimizer:
             self.table = TableOptimizer(
                 model.values, betas=betas, eps=config.eps, weight_decay=config.values_weight_decay
             )
-        self.values_norm = 0.0
-        """Norm of the memory values' gradient, of the last `clip`."""
+        self.values_norm, self.clipped = 0.0, 1.0
+        """The last norm of the memory values' gradient, and what `clip` made of the rest's."""
         self._table_scale = 1.0
 
     def forget(self) -> None:
@@ -94,6 +94,7 @@ class Optimizer:
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        self.clipped = min(1.0, limit / (norm + 1e-6))
         table = self.values_norm = 0.0 if self.table is None else self.table.norm()
         self._table_scale = min(1.0, limit / (table + 1e-6))
         return math.hypot(norm, table)

@@ -2,11 +2,12 @@
 
 Sums of what layers note stay on the device until a line is due; norms by part are taken only in
 steps that have a line. A step without one costs an addition for each figure, and one transfer of a
-few numbers after `Optimizer.clip`, which waited for the device already.
+few numbers after `Optimizer.clip`, which waited for the device already. Over several ranks losses
+and counts of tokens are those of all, in one message a step; means are the first rank's own.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,27 @@ NAMED = 5
 class Watch:
     """Sums since the last line, and the guard; its state is part of a checkpoint.
 
-    A step calls `begin`, then `measure` before it clips if it will have a line, then `accepts`.
+    A step calls `begin` before its passes and `accepts` after `Optimizer.clip`. Over several ranks
+    `total` adds up their tensors, and only the `first` writes.
     """
 
     def __init__(
-        self, config: GuardConfig, model: Decoder, optimizer: Optimizer, loader: Loader
+        self,
+        config: GuardConfig,
+        model: Decoder,
+        optimizer: Optimizer,
+        loader: Loader,
+        *,
+        total: Callable[[Tensor], Tensor] = Tensor.detach,
+        first: bool = True,
     ) -> None:
         self.model, self.optimizer, self.loader = model, optimizer, loader
+        self._total, self._first = total, first
         self.guard = Guard(config, model.vocabulary.modalities)
         self._means: dict[str, tuple[Tensor, int]] = {}
         self._tallies: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
+        self._clipped = 1.0
         self._before: list[tuple[Tensor, Tensor]] = []
 
     def begin(self) -> None:
@@ -48,26 +59,35 @@ class Watch:
         self._norms = {}
         self._before = [(buffer, buffer.clone()) for buffer in self.model.blocks.buffers()]
 
-    def measure(self) -> None:
-        """Take norms by part; gradients are whole, and not clipped yet."""
-        self._norms = norms(self.model)
-
     def accepts(
-        self, step: int, parts: Sequence[tuple[Batch, Losses]], norm: float, folder: Path
+        self,
+        step: int,
+        parts: Sequence[tuple[Batch, Losses]],
+        norm: float,
+        folder: Path,
+        *,
+        logged: bool,
     ) -> bool:
         """Whether step number `step` should move the weights; if not, RUN/skipped.jsonl says why.
 
-        `parts` are its micro-batches, `norm` that of their gradient. Raises PlaitError where too
-        many were skipped.
+        `parts` are its micro-batches, `norm` what `clip` gave; `logged` says that a line follows.
+        Raises PlaitError where too many were skipped.
         """
-        sums = torch.stack([losses.sum_M.detach().double() for _, losses in parts]).tolist()
-        counts = torch.stack([losses.count_M for _, losses in parts]).tolist()
+        all_losses = [losses for _, losses in parts]
+        counted = {
+            "sums": torch.stack([losses.sum_M.detach() for losses in all_losses]),
+            "counts": torch.stack([losses.count_M for losses in all_losses]),
+        }
+        for name in all_losses[0].tallies:
+            counted[name] = torch.stack([losses.tallies[name] for losses in all_losses]).sum(0)
+        counted = _shaped(self._total(_flat(counted)), counted)
+        sums, counts = counted.pop("sums").tolist(), counted.pop("counts").tolist()
         fault = self.guard.judge(sums, counts, norm)
         if fault is None:
-            for _, losses in parts:
-                self._add(losses)
+            self._add(all_losses, counted)
+            self._norms = norms(self.model) if logged else {}
+            self._clipped = self.optimizer.clipped
             return True
-        self._norms = {}
         for buffer, before in self._before:
             buffer.copy_(before)
         self._skip(step, fault, [parts[i][0].step for i in fault.batches], folder)
@@ -76,8 +96,11 @@ class Watch:
     def line(self, lr: float, *, experts: bool = True) -> Line:
         """The window's figures, with or without those of single experts; the next one begins."""
         means = {name: total / n for name, (total, n) in self._means.items()}
-        values = _fetch({**means, **self._norms, **self._tallies})
+        tensors = {**means, **self._norms, **self._tallies}
+        shaped = _shaped(_flat(tensors).cpu(), tensors) if tensors else {}
+        values = {name: tensor.numpy() for name, tensor in shaped.items()}
         found: Line = {name: float(values[name]) for name in (*means, *self._norms)}
+        found |= {k: found[k] / self._clipped for k in self._norms if k.startswith("grad_norm/")}
         found |= loads(values, self.model, experts)
         table, config = self.optimizer.table, self.optimizer.config
         if table is not None:
@@ -107,12 +130,13 @@ class Watch:
         guard = state.get("guard", {})
         self.guard = Guard(self.guard.config, self.guard.modalities, **guard)
 
-    def _add(self, losses: Losses) -> None:
-        for name, value in losses.statistics.items():
-            total, n = self._means.get(name, (0.0, 0))
-            self._means[name] = (total + value.double(), n + 1)
-        for name, value in losses.tallies.items():
-            self._tallies[name] = self._tallies.get(name, 0.0) + value.double()
+    def _add(self, all_losses: Sequence[Losses], tallies: Mapping[str, Tensor]) -> None:
+        for losses in all_losses:
+            for name, value in losses.statistics.items():
+                total, n = self._means.get(name, (0.0, 0))
+                self._means[name] = (total + value.double(), n + 1)
+        for name, value in tallies.items():
+            self._tallies[name] = self._tallies.get(name, 0.0) + value
 
     def _position(self) -> Line:
         """Epochs and tokens of each stream so far; a row counts as filled as its stream's mean."""
@@ -128,9 +152,10 @@ class Watch:
         ends = self.guard.skip(step)
         documents = [found for number in batches for found in self._documents(number)]
         line = {"step": step, "reason": fault.reason, "micro_batches": fault.batches}
-        with (folder / "skipped.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "documents": documents}) + "\n")
         path = folder / "skipped.jsonl"
+        if self._first:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "documents": documents}) + "\n")
         print(f"step {step}: skipped, {fault.reason}; its documents stand in {path}", flush=True)
         if ends is not None:
             first = ", ".join(f"{d['key']} ({d['shard']})" for d in documents[:NAMED])
@@ -156,11 +181,12 @@ class Watch:
         return found
 
 
-def _fetch(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """All at once, as arrays of their shapes."""
-    if not tensors:
-        return {}
-    flat = torch.cat([t.double().flatten() for t in tensors.values()]).cpu().numpy()
-    parts = np.split(flat, np.cumsum([t.numel() for t in tensors.values()])[:-1])
-    named = zip(tensors.items(), parts, strict=True)
-    return {name: part.reshape(tuple(t.shape)) for (name, t), part in named}
+def _flat(tensors: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in tensors.values()])
+
+
+def _shaped(flat: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `_flat` made one, by name and shape again."""
+    parts = flat.split([tensor.numel() for tensor in like.values()])
+    named = zip(like.items(), parts, strict=True)
+    return {name: part.view(tensor.shape) for (name, tensor), part in named}
