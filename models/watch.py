@@ -99,8 +99,9 @@ class Watch:
         tensors = {**means, **self._norms, **self._tallies}
         shaped = _shaped(_flat(tensors).cpu(), tensors) if tensors else {}
         values = {name: tensor.numpy() for name, tensor in shaped.items()}
-        found: Line = {name: float(values[name]) for name in (*means, *self._norms)}
-        found |= {k: found[k] / self._clipped for k in self._norms if k.startswith("grad_norm/")}
+        single = {name: float(values[name]) for name in (*means, *self._norms)}
+        unclipped = {k: single[k] / self._clipped for k in self._norms if k.startswith("grad_")}
+        found: Line = {**single, **unclipped}
         found |= loads(values, self.model, experts)
         table, config = self.optimizer.table, self.optimizer.config
         if table is not None:

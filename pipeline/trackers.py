@@ -110,9 +110,14 @@ class Trackers:
         options = {**options, "id": entry["id"]} if name == "wandb" else options
         # trackio knows a run by its name alone
         title = f"{self.folder.resolve().name}-{entry['id']}"
-        self._runs[name] = module.init(
-            project=project, name=title, config=dict(about), resume="allow", **options
-        )
+        options = {**options, "config": dict(about), "resume": "allow"}
+        try:
+            self._runs[name] = module.init(project=project, name=title, **options)
+        except Exception as error:  # no account, no network: theirs are of many kinds
+            raise ConfigError(
+                f"log.{name}: no run could be opened there: {error}; log in, work offline "
+                "(--log.wandb offline), or leave it out"
+            ) from error
 
     def _note(self) -> None:
         new = self.folder / ".trackers.json.writing"

@@ -337,6 +337,16 @@ def test_a_missing_tracker_says_what_to_install(name, sample_stream, tmp_path, m
         Run(config("dense", sample_stream, tmp_path / "run", *words)).train()
 
 
+def test_a_tracker_that_cannot_be_reached_is_named(sample_stream, tmp_path, monkeypatch):
+    def init(**options):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    run = Run(config("dense", sample_stream, tmp_path / "run", "--log.wandb", "online"))
+    with pytest.raises(ConfigError, match=r"log\.wandb: .* no route to host; log in, work offline"):
+        run.train()
+
+
 def test_the_end_is_a_time_of_day():
     now = datetime(2026, 11, 30, 22, 10)
     assert time_of_day(3600, now) == "23:10"
