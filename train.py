@@ -6,15 +6,13 @@ line, and a run that was killed anywhere and started again by the same command i
 that was not.
 
 A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
-`metrics.jsonl`, `resumed.jsonl` and `checkpoints/step-N/`.
+`metrics.jsonl`, `resumed.jsonl`, `skipped.jsonl` (models/guard.py) and `checkpoints/step-N/`.
 """
 
 import contextlib
-import json
-import math
+import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,18 +25,20 @@ from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import RunConfig, read_config
+from plait.models.watch import Watch
 from plait.pipeline.batch import Batch
 from plait.pipeline.learned import Learned
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
+from plait.pipeline.trackers import Trackers
 from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
-from plait.tokenizers.errors import ConfigError, PlaitError
+from plait.tokenizers.errors import ConfigError
 
 MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "checkpoint.", "parallel."),
+    *("steps", "data", "mixture.", "out", "log.", "guard.", "checkpoint.", "parallel."),
     *("validation.batches", "dry_run", "optimizer.cooldown"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
@@ -90,6 +90,14 @@ class Run:
         parallel.distribute(self.model, config.parallel, ranks)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
+        self.watch = Watch(
+            config.guard,
+            self.model,
+            self.optimizer,
+            self.loader,
+            total=ranks.sum,
+            first=ranks.first,
+        )
         self.step = 0
 
     def train(self) -> None:
@@ -106,21 +114,20 @@ class Run:
         validating = c.validation.share > 0 or bool(self.held_out)
         with (
             contextlib.closing(iter(self.loader)) as batches,
-            _board(self.folder if c.log.tensorboard and self.ranks.first else None) as board,
+            self._trackers() as trackers,
         ):
             while self.step < steps:
-                lr = self._train_step(batches)
-                last = self.step == steps
-                validate = validating and (last or self.step % c.validation.every == 0)
-                if last or validate or self.step % c.log.every == 0:
-                    speed = clock.line(self.meters.window_tokens)
+                last = self.step + 1 == steps
+                validate = validating and (last or (self.step + 1) % c.validation.every == 0)
+                logged = last or validate or (self.step + 1) % c.log.every == 0
+                lr = self._train_step(batches, logged)
+                if logged:
+                    speed = clock.line(self.meters.window_tokens, self.step)
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+                    line |= self.watch.line(lr, experts=c.log.experts)
                     if validate:
                         line |= self.validate()
-                    if self.ranks.first:
-                        self._log(line, clock, board)
-                    self.meters.clear()
-                    clock.restart()
+                    self._log(line, clock, trackers)
                 if last or self.step % c.checkpoint.every == 0:
                     self._save()
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
@@ -134,8 +141,8 @@ class Run:
             return asked
         return min(asked, self.step + (whole - self.loader.step) // self.config.rows.accumulate)
 
-    def _train_step(self, batches: Iterator[tuple[Batch, Plan]]) -> float:
-        """One optimizer step; returns the learning rate that it used."""
+    def _train_step(self, batches: Iterator[tuple[Batch, Plan]], logged: bool = False) -> float:
+        """One optimizer step, which may have a line; returns the learning rate that it used."""
         c = self.config
         share = schedule.lr_share(self.step, self.steps, c.optimizer)
         micro_batches = [next(batches) for _ in range(c.rows.accumulate)]
@@ -144,21 +151,21 @@ class Run:
         torch.manual_seed(c.seed * 1_000_003 + self.step)
         self.model.train()
         self.optimizer.zero_grad()
+        self.watch.begin()
+        parts: list[tuple[Batch, Losses]] = []
         for number, (batch, plan) in enumerate(micro_batches, 1):
             parallel.reduce_now(self.model, last=number == len(micro_batches))
             losses = self._losses(batch, plan)
             (self.objective.total(losses) / targets).backward()
-            self.meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
+            parts.append((batch, losses))
         norm = self.optimizer.clip()
-        if not math.isfinite(norm):
-            raise PlaitError(
-                f"step {self.step + 1}: the gradient's norm is {norm}; nothing was updated, and the"
-                f" last checkpoint stands in {self.folder}; try a lower --optimizer.lr"
-            )
-        self.optimizer.step(share)
         self.step += 1
-        self.meters.grad_norm += norm
-        self.meters.steps += 1
+        if self.watch.accepts(self.step, parts, norm, self.folder, logged=logged):
+            self.optimizer.step(share)
+            for batch, losses in parts:
+                self.meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
+            self.meters.grad_norm += norm
+            self.meters.steps += 1
         return c.optimizer.lr * share
 
     def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
@@ -232,15 +239,19 @@ class Run:
             lines += [f"  {line}" for line in self.optimizer.describe()]
         return "\n".join(lines)
 
-    def _log(self, line: Line, clock: Clock, board) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        left_s = clock.left_s(self.step)
-        print(progress_line(line, self.vocabulary.modalities, self.steps, left_s), flush=True)
-        if board is not None:
-            for name, value in line.items():
-                if name != "step" and value is not None:
-                    board.add_scalar(name, value, self.step)
+    def _trackers(self) -> contextlib.AbstractContextManager[Trackers | None]:
+        """Where figures go, on the first rank."""
+        if not self.ranks.first:
+            return contextlib.nullcontext()
+        c = self.config
+        return Trackers(self.folder, c.log, self.step, dataclasses.asdict(c))
+
+    def _log(self, line: Line, clock: Clock, trackers: Trackers | None) -> None:
+        if trackers is not None:
+            trackers.log(line)
+        print(progress_line(line, self.vocabulary.modalities, self.steps), flush=True)
+        self.meters.clear()
+        clock.restart()
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
@@ -264,7 +275,7 @@ class Run:
         if self.config.init.source:
             report = initialise.begin_with(self.model, self.config.init)
             print("\n".join(report.lines()))
-            about["init"] = asdict(report)
+            about["init"] = dataclasses.asdict(report)
         if self.ranks.first:
             run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
@@ -272,6 +283,7 @@ class Run:
         state = {
             "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
+            "watch": self.watch.state(),
             "step": self.step,
         }
         run_store.save(self.folder, self.model, self.optimizer, state)
@@ -282,25 +294,12 @@ class Run:
         self.loader.load_state_dict(state["loader"], new_weights=True)
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
+        self.watch.load_state(state.get("watch", {}))
         self.step = state["step"]
 
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
     return batch, Plan.of(batch)
-
-
-@contextlib.contextmanager
-def _board(folder: Path | None):
-    """A TensorBoard writer for the run's folder, or None."""
-    if folder is None:
-        yield None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("log.tensorboard needs `pip install 'plait[tensorboard]'`") from None
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        yield writer
 
 
 if __name__ == "__main__":

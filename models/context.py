@@ -39,6 +39,9 @@ class Context:
     statistics: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
     """Totals and counts noted by layers, by name; `means` gives one number for each name."""
 
+    tallies: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Vectors that layers counted, by name; `sums` gives one tensor [layers, ...] for each name."""
+
     @cached_property
     def real_PM(self) -> tuple[tuple[int, ...], ...]:
         """`order.real` of every rank."""
@@ -57,6 +60,23 @@ class Context:
         """Add a layer's own loss: this rank's share of a mean over all ranks' tokens."""
         self.losses.append(share)
         self.note(name, share * self.ranks.size)
+
+    def tally(self, name: str, value: Tensor) -> None:
+        """Add a layer's counts, of the same shape whenever it is called."""
+        self.tallies.setdefault(name, []).append(value.detach())
+
+    def tally_rows(self, name: str, row_J: Tensor) -> Tensor:
+        """Tally, by modality, these sorted rows and all real ones, [2, M]; the former, [M]."""
+        taken_N = torch.zeros(sum(self.order.counts), device=row_J.device)
+        taken_N.index_fill_(0, row_J, 1)
+        taken_M = torch.stack([part.sum() for part in taken_N.split(self.order.counts)])
+        real_M = torch.stack([taken_N.new_full((), n) for n in self.order.real])
+        self.tally(name, torch.stack((taken_M, real_M)))
+        return taken_M
+
+    def sums(self) -> dict[str, Tensor]:
+        """The layers' counts."""
+        return {name: torch.stack(values) for name, values in self.tallies.items()}
 
     def means(self) -> dict[str, Tensor]:
         """The mean over layers of each figure; none of those that count nothing."""

@@ -52,6 +52,8 @@ class Losses:
     """Targets, int64."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
     """Scalars by name: `output_rms`, and what the parts note of themselves."""
+    tallies: dict[str, Tensor] = field(default_factory=dict)
+    """Counts by name, [layers, ...], float32."""
 
 
 BlockCache = AttentionCache | MambaCache | DepthCache
@@ -227,7 +229,8 @@ class Decoder(nn.Module):
             own = share * torch.stack(context.losses).mean()
             sum_M = sum_M + (own - own.detach())
         count_M = torch.tensor(plan.target_counts, device=sum_M.device)
-        return Losses(sum_M=sum_M, count_M=count_M, statistics=context.means())
+        notes, tallies = context.means(), context.sums()
+        return Losses(sum_M=sum_M, count_M=count_M, statistics=notes, tallies=tallies)
 
     @torch.no_grad()
     def nats(self, batch: Batch) -> Tensor:
@@ -332,10 +335,10 @@ class Decoder(nn.Module):
         )
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         states = [None] * len(self.blocks) if cache is None else cache.mixers
-        for block, state in zip(self.blocks, states, strict=True):
+        for number, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
             x_ND = block(x_ND, context, state)
-        square = self.ranks.sum(x_ND.detach().float().square().mean()) / self.ranks.size
-        context.note("output_rms", square.sqrt())
+            context.note(f"rms/block_{number}", _rms(x_ND.detach()))
+        context.note("output_rms", _rms(x_ND.detach()))
         return self.norm(x_ND, order), context
 
     def _embed(self, tokens_N: Tensor) -> Tensor:
@@ -349,6 +352,10 @@ class Decoder(nn.Module):
         if "attention" not in self.config.mixers:
             return None
         return rotation(position_BT, self.config.head_dim, self.config.rope_theta)
+
+
+def _rms(x_ND: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_ND, dtype=torch.float32) / max(1, x_ND.numel()) ** 0.5
 
 
 _MIXERS = {"attention": Attention, "mamba": Mamba}

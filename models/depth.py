@@ -135,6 +135,8 @@ class Depth(nn.Module):
         order = Order(counts=n, real=n, by_row=(n,))
         choice = self.router(take(x_ND, real_J), replace(context, order=order))
         row_J, place_J = real_J[choice.row_J].sort()
+        if context.layout is not None:
+            context.tally_rows("depth_passed", row_J)
         return row_J, take(choice.gate_J[:, None], place_J)[:, 0]
 
 

@@ -40,9 +40,9 @@ class Experts(nn.Module):
         """[N, D] to [N, D], both sorted; padding gives zeros. `norm` is that of the outputs."""
         choice = self.router(x_ND, context)
         if context.layout is not None:
-            taken_N = torch.zeros(len(x_ND), device=x_ND.device).index_fill_(0, choice.row_J, 1)
+            reached_M = context.tally_rows("experts_reached", choice.row_J)
             real = sum(context.order.real)
-            context.note("experts_dropped", real - taken_N.sum(), real)
+            context.note("experts_dropped", real - reached_M.sum(), real)
         x_JD = take(x_ND, choice.row_J)
         gate_JF, up_JF = grouped_linear(x_JD, self.gate_up, choice.counts).chunk(2, -1)
         y_JD = grouped_linear(F.silu(gate_JF) * up_JF, self.down, choice.counts)

@@ -123,6 +123,8 @@ class Optimizer:
             self.table = TableOptimizer(
                 model.values, betas=betas, eps=config.eps, weight_decay=self.numbers[VALUES][1]
             )
+        self.values_norm, self.clipped = 0.0, 1.0
+        """The last norm of the memory values' gradient, and what `clip` made of the rest's."""
         self._table_scale = 1.0
 
     def forget(self) -> None:
@@ -148,7 +150,8 @@ class Optimizer:
         limit = self.config.clip or math.inf
         parameters = [p for group in self.adam.param_groups for p in group["params"]]
         norm = clip_norm(parameters, limit)
-        table = 0.0 if self.table is None else self.table.norm()
+        self.clipped = min(1.0, limit / (norm + 1e-6))
+        table = self.values_norm = 0.0 if self.table is None else self.table.norm()
         self._table_scale = min(1.0, limit / (table + 1e-6))
         return math.hypot(norm, table)
 

@@ -12,11 +12,13 @@ from typing import Annotated, Literal
 import tyro
 
 from plait.models.config import ModelConfig
+from plait.models.guard import GuardConfig
 from plait.models.initialise import InitConfig
 from plait.models.objective import ObjectiveConfig
 from plait.models.optimizer import OptimizerConfig
 from plait.models.parallel import ParallelConfig
 from plait.pipeline import config as toml
+from plait.pipeline.trackers import LogConfig
 from plait.tokenizers.errors import ConfigError
 
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -107,16 +109,6 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """What is written while training."""
-
-    every: int = 10
-    """Steps between lines of metrics.jsonl and of the terminal."""
-    tensorboard: bool = False
-    """Also write RUN/tensorboard (needs the extra plait[tensorboard])."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A training run; one TOML file, in which each option below is a key."""
 
@@ -144,6 +136,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
 
     def __post_init__(self) -> None:
         for name, value in {

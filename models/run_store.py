@@ -1,8 +1,9 @@
 """A training run's folder as `train.py` writes it; `pipeline/run_folder.py` reads what it tells.
 
 `config.toml`, `environment.json`, `vocabulary.json` and `tokenizers/` are written when a run
-begins; `checkpoints/step-N/` appears whole or not at all. `metrics.jsonl` holds no step twice: what
-is past the checkpoint that a run goes on from is cut off, and trained again.
+begins; `checkpoints/step-N/` appears whole or not at all. `metrics.jsonl` and
+`skipped.jsonl` hold no step twice: what is past the checkpoint that a run goes on from is cut off,
+and trained again.
 """
 
 import contextlib
@@ -42,13 +43,13 @@ def open_folder(folder: Path, config: RunConfig, may_change: Sequence[str]) -> P
     _write(path, toml.to_toml(config))
     newest = checkpoint.newest_checkpoint(folder)
     if newest is None:
-        _drop_lines_after(folder / "metrics.jsonl", 0)
+        _drop_lines_after(folder, 0)
     return newest
 
 
 def go_on(folder: Path, step: int) -> None:
     """Note that the run was taken up at this step."""
-    _drop_lines_after(folder / "metrics.jsonl", step)
+    _drop_lines_after(folder, step)
     with (folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "time": round(time.time())}) + "\n")
 
@@ -107,8 +108,13 @@ def _check_same(folder: Path, old: RunConfig, new: RunConfig, may_change: tuple[
         raise ResumeError(f"{folder} holds another run: {what}. Name another --out.")
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
+def _drop_lines_after(folder: Path, step: int) -> None:
     """Keep the lines that the checkpoint stands for; later steps will be trained again."""
+    for name in ("metrics.jsonl", "skipped.jsonl"):
+        _drop_after(folder / name, step)
+
+
+def _drop_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []

@@ -160,7 +160,7 @@ def _write_state(seed: Path, folder: Path) -> None:
     state = json.loads((seed / "state.json").read_text(encoding="utf-8"))
     meters = Meters(**{**state["meters"], "modalities": tuple(state["meters"]["modalities"])})
     meters.clear()
-    state |= {"step": 0, "meters": meters.state()}
+    state |= {"step": 0, "meters": meters.state(), "watch": {}}
     (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 

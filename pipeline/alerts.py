@@ -37,15 +37,20 @@ def stream_alerts(
 
 
 def run_alerts(
-    train: Mapping[str, float], validation: Mapping[str, float], fill: float | None
+    train: Mapping[str, float],
+    validation: Mapping[str, float],
+    fill: float | None,
+    skipped: float | None = None,
 ) -> list[str]:
-    """The same for a run: losses that are not numbers, rows with much padding."""
+    """The same for a run: losses that are not numbers, batches skipped, rows with much padding."""
     found = [
         f"{where} loss of {name} is {value}."
         for where, losses in (("training", train), ("validation", validation))
         for name, value in losses.items()
         if not abs(value) < float("inf")
     ]
+    if skipped:
+        found.append(f"Batches skipped: {skipped:,.0f}; skipped.jsonl names their documents.")
     if fill is not None and fill < FILL:
         found.append(f"Packed rows are only {fill:.1%} filled; the rest is padding.")
     return found

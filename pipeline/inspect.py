@@ -19,6 +19,7 @@ from plait.pipeline.alerts import run_alerts, stream_alerts
 from plait.pipeline.progress import Progress
 from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
+from plait.pipeline.run_tables import figure_tables, last_figures
 from plait.pipeline.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.stream import Stream
 from plait.pipeline.tables import make_console, print_table
@@ -158,7 +159,7 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     """Print or write a run's sizes and losses."""
     run = RunFolder.read(path)
     train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
-    alerts = run_alerts(train, validation, run.last("fill"))
+    alerts = run_alerts(train, validation, run.last("fill"), run.last("skipped"))
     if options.html:
         write_page(options.html, f"Run {path.resolve().name}", page.run_body(run), alerts, None)
     if options.json:
@@ -169,6 +170,7 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
                 "parameters": {"total": run.parameters, "active": run.active},
                 "loss": {"train": train, "validation": validation},
                 "tokens": tokens,
+                "figures": last_figures(run),
                 "resumed": run.resumed,
                 "alerts": alerts,
             }
@@ -178,6 +180,8 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     console.print(Text(f"run {path}: {run.preset or 'no preset'}", style="bold"))
     print_totals(console, {"step": run.step, "parameters": run.parameters})
     print_table(console, *page.run_table(run))
+    for _, header, rows in figure_tables(run):
+        print_table(console, header, rows)
     if run.resumed:
         console.print(f"\nresumed at step {', '.join(f'{s:,}' for s in run.resumed)}")
     print_alerts(console, alerts, options.html)

@@ -26,6 +26,7 @@ from plait.pipeline.charts import (
 )
 from plait.pipeline.markup import Markup, join, script_json, tag
 from plait.pipeline.run_folder import RunFolder
+from plait.pipeline.run_tables import figure_tables
 from plait.pipeline.statistics import ModalityStatistics
 from plait.pipeline.vocabulary import TokenizerInfo
 
@@ -105,6 +106,8 @@ def run_body(run: RunFolder) -> list[Markup]:
         chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
         figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
     body += [tag("div", *figures, class_="large")]
+    for title, header, rows in figure_tables(run):
+        body += [section(title, ""), table(header, rows)]
     versions = [[name, version] for name, version in run.versions.items()]
     versions += [["git commit", run.git_commit]] if run.git_commit else []
     return [

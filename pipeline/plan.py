@@ -61,6 +61,8 @@ class StreamPlan:
         self.patched = False
         """Whether any document has patch starts."""
         stream.prefetch_indexes()
+        self.tokens = 0
+        """Tokens of an epoch, markers among them."""
         self.window_rows = [self._count_rows(w) for w in range(len(self._groups))]
         self.rows = sum(self.window_rows)
         self._epoch: tuple[int, list[int], list[int]] = (-1, [], [])
@@ -131,8 +133,12 @@ class StreamPlan:
         window = self._window(number)
         self.patched |= window.patched
         if self.packing == "concat":
-            return -(-int(window.sizes[self._chosen(window)].sum()) // self.seq_len)
-        return len(self._slots_of(window)[1].fills)
+            tokens = int(window.sizes[self._chosen(window)].sum())
+            self.tokens += tokens
+            return -(-tokens // self.seq_len)
+        fills = self._slots_of(window)[1].fills
+        self.tokens += int(fills.sum())
+        return len(fills)
 
     def _make(self, number: int, epoch: int) -> tuple[Window, Pieces]:
         window = self._window(number)

@@ -179,6 +179,19 @@ class Rows:
         return [n / plan.rows for n, plan in zip(taken, self._plans, strict=True)]
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """A short name of each stream: its folder's, with its place where two would be one."""
+        names = [stream.url.rstrip("/").rpartition("/")[2] for stream in self.streams]
+        return tuple(
+            f"{name}_{i}" if names.count(name) > 1 else name for i, name in enumerate(names)
+        )
+
+    @property
+    def epoch_tokens(self) -> tuple[int, ...]:
+        """Tokens that an epoch of each stream has in this split, markers among them."""
+        return tuple(plan.tokens for plan in self._plans)
+
+    @property
     def weights(self) -> Sequence[float]:
         """Shares of the first rows, one a stream; empty if they follow the streams' sizes."""
         return (() if self._schedule is None else self._schedule.stretches[0][1]) or ()

@@ -39,13 +39,14 @@ ALSO = {
     "models/prompts.py": ("plait.tokenizers",),
     "models/samples.py": ("plait.pipeline.markup",),
     "models/scoring.py": ("plait.pipeline.packing",),
-    "models/run_config.py": ("plait.pipeline.config",),
+    "models/run_config.py": ("plait.pipeline.config", "plait.pipeline.trackers"),
     "models/run_store.py": ("plait.pipeline",),
     "models/upcycle.py": (
         "plait.pipeline.config",
         "plait.pipeline.environment",
         "plait.pipeline.meters",
     ),
+    "models/watch.py": ("plait.pipeline.loader", "plait.pipeline.meters"),
 }
 """Files that may import more than their folder: sampling reads prompts and writes files, evaluation
 reads streams, a run file is TOML, and training and upcycling write a run's folder."""

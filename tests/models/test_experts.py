@@ -219,7 +219,8 @@ def test_statistics_reach_the_losses(new_decoder, new_batch):
     decoder = new_decoder(CONFIG)
     for mode in (True, False):
         statistics = decoder.train(mode).loss(new_batch(ROWS)).statistics
-        assert statistics.keys() == {"experts_load", "experts_dropped", "output_rms"}
+        blocks = {f"rms/block_{i}" for i in range(len(decoder.blocks))}
+        assert statistics.keys() == {"experts_load", "experts_dropped", "output_rms"} | blocks
         assert all(value.shape == () and value.isfinite() for value in statistics.values())
 
 
