@@ -36,6 +36,8 @@ THRESHOLD_DECAY = 0.9
 EQUAL = 2**-11
 """Of logits. Like tokens, as of a picture's plain ground, have like scores but for their last bits,
 which depend on what is computed beside them; these must not choose among them."""
+TIE = 1e-5
+"""Of scores: a token that is like the last one taken, as each <bos> is in a first layer, is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,7 +179,7 @@ class Router(nn.Module):
     def _margin(self, group: _Group, scores_nE: Tensor) -> Tensor:
         """Above 0 where an expert takes a token by the rule of inference, [n, E]."""
         if self.auxiliary_in is None or self.auxiliary_out is None:
-            return scores_nE.detach() - self.threshold_E[group.experts]
+            return scores_nE.detach() - self.threshold_E[group.experts] + TIE
         hidden_nF = F.silu(_float32_linear(group.x_nD.detach(), self.auxiliary_in[group.m]))
         return _float32_linear(hidden_nF, self.auxiliary_out[group.experts])
 
