@@ -8,6 +8,7 @@ of no memory. Thresholds of frozen experts stand still too. Under FSDP2 all of i
 that a rank holds.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -79,9 +80,26 @@ def freeze(
     trained = {name: p for name, p in named.items() if p.requires_grad}
     if not trained:
         raise ConfigError("optimizer.freeze, only: every parameter is frozen; nothing would learn")
+    if VALUES in trained and not _read_with_gradient(model, trained):
+        raise ConfigError(
+            "optimizer.freeze, only: values.weight learns by the gradient of what looks it up; "
+            "train the first memory's keys beside it, or freeze it too"
+        )
     partial = {n: Partial(p, live[n]) for n, p in trained.items() if not live[n].all()}
     assert VALUES not in partial, "the memory's table belongs to no modality"
     return trained, partial
+
+
+def _read_with_gradient(model: Decoder, trained: Iterable[str]) -> bool:
+    """Whether anything learns that the first memory's look-up depends on."""
+    first = next(i for i, part in enumerate(model.config.blocks) if "memory" in part[1])
+    before = ("embedding", "modality_embedding", *(f"blocks.{i}." for i in range(first)))
+    own = (".mixer", ".channel_norm", ".query", ".keys", ".key_gain")
+    return any(
+        name.startswith(before)
+        or (name.startswith(f"blocks.{first}.") and any(part in name for part in own))
+        for name in trained
+    )
 
 
 def _fix_thresholds(model: Decoder, live: dict[str, Tensor]) -> None:

@@ -152,6 +152,22 @@ def test_a_pattern_that_picks_nothing_is_an_error(options, message, new_decoder)
         Optimizer(new_decoder(CONFIGS["moma"]), OptimizerConfig(**options))
 
 
+@pytest.mark.parametrize("name", ["memory", "beside"])
+def test_values_that_could_not_learn_are_refused(name, new_decoder, new_batch):
+    """Their gradient comes by way of what looks them up."""
+    config = CONFIGS[name]
+    first = 1 if name == "memory" else 0
+    for only in (("values",), ("values", "head", f"blocks.{first}.channel*out")):
+        with pytest.raises(ConfigError, match="train the first memory's keys beside it"):
+            Optimizer(new_decoder(config), OptimizerConfig(only=only))
+    for beside in ("keys", "embedding", f"blocks.{first}.mixer.o"):
+        decoder = new_decoder(config)
+        before = copies(decoder)
+        optimizer = Optimizer(decoder, OptimizerConfig(only=("values", beside)))
+        train(decoder, new_batch([(40, 30)]), optimizer)
+        assert not torch.equal(before[VALUES], decoder.state_dict()[VALUES])
+
+
 def test_groups_have_their_own_numbers(new_decoder, new_batch):
     groups = (
         GroupConfig(match=("router", "values"), lr=0.5, weight_decay=0.25),
