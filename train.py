@@ -3,7 +3,7 @@
 A step is a pure function of its number: batch, noise and learning rate follow from (config, step).
 A checkpoint therefore holds weights, optimizer moments, the step and the sums behind the next log
 line, and a run that was killed anywhere and started again by the same command is bit-equal to one
-that was not.
+that was not. On SIGTERM or Ctrl-C it finishes the step, saves and exits with 0.
 
 A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
 `metrics.jsonl`, `resumed.jsonl` and `checkpoints/step-N/`.
@@ -21,8 +21,10 @@ import torch
 
 from plait.models import flops, optimizer, run_store
 from plait.models.decoder import Decoder, Losses
+from plait.models.interrupt import Interrupt, Interrupted
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
+from plait.models.saver import Saver
 from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
@@ -71,7 +73,10 @@ class Run:
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
+        self.interrupt = Interrupt(self.device)
         self.step = 0
+        self.unreported: float | None = None
+        """Learning rate of the last step, while its line and validation are still to come."""
 
     def train(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
@@ -84,24 +89,46 @@ class Run:
         if self.step:
             print(f"resumed at step {self.step} of {steps}")
         clock = Clock(self.loader, self.step, steps)
-        validating = c.validation.share > 0 or bool(self.held_out)
         with (
+            Saver(self.folder, keep=c.checkpoint.keep, best=c.checkpoint.best) as saver,
             contextlib.closing(iter(self.loader)) as batches,
             _board(self.folder if c.log.tensorboard else None) as board,
+            self.interrupt,
         ):
-            while self.step < steps:
-                lr = self._train_step(batches)
-                last = self.step == steps
-                validate = validating and (last or self.step % c.validation.every == 0)
-                if last or validate or self.step % c.log.every == 0:
-                    speed = clock.line(self.meters.window_tokens)
-                    line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
-                    if validate:
-                        line |= self.validate()
-                    self._log(line, clock, board)
-                if last or self.step % c.checkpoint.every == 0:
-                    self._save()
+            saved = self.step
+            try:
+                while self.step < steps or self.unreported is not None:
+                    if self.unreported is None:
+                        self.interrupt.check()
+                        self.unreported = self._train_step(batches)
+                        saved = None
+                    loss = self._report(self.unreported, clock, board)
+                    self.unreported = None
+                    if self.step == steps or self.step % c.checkpoint.every == 0:
+                        self._save(saver, loss)
+                        saved = self.step
+            except Interrupted:
+                if saved is None:
+                    self._save(saver, None)
+            saver.wait(last=True)
+        if self.step < steps or self.unreported is not None:
+            print(f"stopped at step {self.step} of {steps}; the same command goes on from there")
+            return
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
+
+    def _report(self, lr: float, clock: Clock, board) -> float | None:
+        """Log a trained step, and validate where it is due; gives the validation's loss."""
+        c, last = self.config, self.step == self.steps
+        validating = c.validation.share > 0 or bool(self.held_out)
+        validate = validating and (last or self.step % c.validation.every == 0)
+        if not (last or validate or self.step % c.log.every == 0):
+            return None
+        speed = clock.line(self.meters.window_tokens)
+        line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+        if validate:
+            line |= self.validate()
+        self._log(line, clock, board)
+        return line.get("validation/loss")
 
     @property
     def steps(self) -> int:
@@ -159,6 +186,7 @@ class Run:
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
+            self.interrupt.check()
             batch = rows.batch(range(start, min(len(rows), start + size)))
             losses = self._losses(batch, Plan.of(batch), leaking=leaking)
             meters.add(batch, losses.sum_M, losses.count_M)
@@ -232,14 +260,15 @@ class Run:
         }
         run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
-    def _save(self) -> None:
+    def _save(self, saver: Saver, validation_loss: float | None) -> None:
         state = {
             "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
             "step": self.step,
+            "unreported": self.unreported,
+            "validation_loss": validation_loss,
         }
-        run_store.save(self.folder, self.model, self.optimizer, state)
-        run_store.drop_oldest(self.folder, self.config.checkpoint.keep)
+        saver.save(self.model, self.optimizer, state)
 
     def _load(self, folder: Path) -> None:
         state = run_store.load(folder, self.model, self.optimizer)
@@ -247,6 +276,7 @@ class Run:
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]
+        self.unreported = state.get("unreported")
 
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
