@@ -26,6 +26,7 @@ from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
 from plait.models.saver import Saver
 from plait.pipeline.batch import Batch
+from plait.pipeline.line_file import LineFile
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
@@ -73,10 +74,11 @@ class Run:
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         self.meters = Meters(self.vocabulary.modalities)
+        self.metrics = LineFile(self.folder / "metrics.jsonl")
         self.interrupt = Interrupt(self.device)
         self.step = 0
-        self.unreported: float | None = None
-        """Learning rate of the last step, while its line and validation are still to come."""
+        self.unreported: Line = {}
+        """The line of the last step while it is still to be written, after a validation."""
 
     def train(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
@@ -97,13 +99,12 @@ class Run:
         ):
             saved = self.step
             try:
-                while self.step < steps or self.unreported is not None:
-                    if self.unreported is None:
+                while self.step < steps or self.unreported:
+                    if not self.unreported:
                         self.interrupt.check()
-                        self.unreported = self._train_step(batches)
-                        saved = None
-                    loss = self._report(self.unreported, clock, board)
-                    self.unreported = None
+                        lr = self._train_step(batches)
+                        self.unreported, saved = self._line(lr, clock), None
+                    loss = self._report(clock, board) if self.unreported else None
                     if self.step == steps or self.step % c.checkpoint.every == 0:
                         self._save(saver, loss)
                         saved = self.step
@@ -111,23 +112,34 @@ class Run:
                 if saved is None:
                     self._save(saver, None)
             saver.wait(last=True)
-        if self.step < steps or self.unreported is not None:
+        if self.step < steps or self.unreported:
             print(f"stopped at step {self.step} of {steps}; the same command goes on from there")
             return
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
 
-    def _report(self, lr: float, clock: Clock, board) -> float | None:
-        """Log a trained step, and validate where it is due; gives the validation's loss."""
+    def _line(self, lr: float, clock: Clock) -> Line:
+        """The figures of a step, where one is to be logged."""
         c, last = self.config, self.step == self.steps
-        validating = c.validation.share > 0 or bool(self.held_out)
-        validate = validating and (last or self.step % c.validation.every == 0)
-        if not (last or validate or self.step % c.log.every == 0):
-            return None
+        if not (last or self._validates or self.step % c.log.every == 0):
+            return {}
         speed = clock.line(self.meters.window_tokens)
-        line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
-        if validate:
-            line |= self.validate()
+        return {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+
+    @property
+    def _validates(self) -> bool:
+        """Whether there is a validation after the step that was trained last."""
+        c = self.config
+        due = self.step == self.steps or self.step % c.validation.every == 0
+        return due and (c.validation.share > 0 or bool(self.held_out))
+
+    def _report(self, clock: Clock, board) -> float | None:
+        """Validate where it is due, and log the step; gives the validation's loss.
+
+        Interrupted leaves the line as it was, to be saved and reported by the resumed run.
+        """
+        line = self.unreported | (self.validate() if self._validates else {})
         self._log(line, clock, board)
+        self.unreported = {}
         return line.get("validation/loss")
 
     @property
@@ -233,8 +245,7 @@ class Run:
         return "\n".join(lines)
 
     def _log(self, line: Line, clock: Clock, board) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.metrics.append(json.dumps(line))
         left_s = clock.left_s(self.step)
         print(progress_line(line, self.vocabulary.modalities, self.steps, left_s), flush=True)
         if board is not None:
@@ -249,7 +260,7 @@ class Run:
         newest = run_store.open_folder(self.folder, self.config, MAY_CHANGE)
         if newest is not None:
             self._load(newest)
-            run_store.go_on(self.folder, self.step)
+            run_store.go_on(self.folder, self.step, reported=not self.unreported)
             return
         counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
         self.model.set_prior(torch.from_numpy(counts))
@@ -276,7 +287,7 @@ class Run:
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]
-        self.unreported = state.get("unreported")
+        self.unreported = state["unreported"]
 
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:

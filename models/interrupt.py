@@ -56,5 +56,6 @@ class Interrupt:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.name = signal.Signals(number).name
-        text = f"\n{self.name}: stopping after this step and a checkpoint; Ctrl-C quits at once\n"
-        os.write(2, text.encode())  # print would fail if the signal came within a print
+        if os.environ.get("RANK", "0") == "0":  # of several ranks, as torchrun names them, one
+            text = f"\n{self.name}: stopping after this step and a checkpoint; Ctrl-C quits at once"
+            os.write(2, f"{text}\n".encode())  # print would fail if the signal came within a print

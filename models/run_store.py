@@ -46,9 +46,9 @@ def open_folder(folder: Path, config: RunConfig, may_change: Sequence[str]) -> P
     return newest
 
 
-def go_on(folder: Path, step: int) -> None:
-    """Note that the run was taken up at this step."""
-    _drop_lines_after(folder / "metrics.jsonl", step)
+def go_on(folder: Path, step: int, *, reported: bool = True) -> None:
+    """Note that the run was taken up at this step, which has a line already if `reported`."""
+    _drop_lines_after(folder / "metrics.jsonl", step if reported else step - 1)
     with (folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "time": round(time.time())}) + "\n")
 

@@ -8,7 +8,6 @@ but at the end. Over several ranks the threads talk to each other over a process
 """
 
 import contextlib
-import errno
 import json
 import math
 import shutil
@@ -23,10 +22,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from plait.models import checkpoint, tensor_files
 from plait.models.decoder import Decoder
 from plait.models.optimizer import Optimizer
+from plait.pipeline.line_file import DISK_FAULTS
 from plait.tokenizers.errors import PlaitError
-
-SURVIVED = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
-"""Errors of a disk, after which there may be space again at the next save."""
 
 
 class Saver:
@@ -110,7 +107,7 @@ class Saver:
         if isinstance(error, CheckpointException):
             causes = [cause for cause, _ in error.failures.values()]
         for cause in causes:
-            if not isinstance(cause, OSError) or cause.errno not in SURVIVED:
+            if not isinstance(cause, OSError) or cause.errno not in DISK_FAULTS:
                 raise cause
         newest = checkpoint.newest_checkpoint(self.run)
         stands = f"{newest.name} stands" if newest else "there is none before it"

@@ -117,7 +117,7 @@ def _first_state(seed: Path) -> dict[str, object]:
     state = json.loads((seed / "state.json").read_text(encoding="utf-8"))
     meters = Meters(**{**state["meters"], "modalities": tuple(state["meters"]["modalities"])})
     meters.clear()
-    return {"loader": state["loader"], "step": 0, "meters": meters.state()}
+    return {**state, "step": 0, "meters": meters.state(), "unreported": {}, "validation_loss": None}
 
 
 def upcycle(decoder: Decoder, config: ModelConfig, seed: int = 0) -> Decoder:

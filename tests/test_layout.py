@@ -32,6 +32,7 @@ ALSO = {
     "models/samples.py": ("plait.pipeline.markup",),
     "models/run_config.py": ("plait.pipeline.config",),
     "models/run_store.py": ("plait.pipeline",),
+    "models/saver.py": ("plait.pipeline.line_file",),
     "models/upcycle.py": (
         "plait.pipeline.config",
         "plait.pipeline.environment",
