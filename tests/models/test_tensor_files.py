@@ -1,8 +1,10 @@
-"""Shards of several processes in safetensors files, read by any other number of them, to the bit."""
+"""Shards of several processes in safetensors files, read by any number of them, to the bit."""
 
+import errno
 import gc
 import multiprocessing
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -122,8 +124,30 @@ def load(run: Path, seed: int, step: int, group: dist.ProcessGroup | None = None
     assert_equal(everything(decoder, optimizer), wanted)
 
 
+def full(run: Path, seed: int, step: int, group: dist.ProcessGroup) -> None:
+    """The disk of the last rank has no space for one save."""
+    decoder, optimizer = drawn(group, seed)
+    write = tensor_files._write_file
+    with Saver(run) as saver:
+        if group.rank() == group.size() - 1:
+            tensor_files._write_file = no_space
+        saver.save(decoder, optimizer, {"step": step})
+        saver.wait()
+        tensor_files._write_file = write
+        assert "No space left" in saver.failure
+        dist.barrier()
+        assert not list((run / "checkpoints").glob(f"*step-{step}*"))
+        saver.save(decoder, optimizer, {"step": step})
+        saver.wait(last=True)
+
+
+def no_space(path: Path, blocks: Iterable[bytes | memoryview]) -> str:
+    path.write_bytes(b"half")
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+
 Call = tuple[str, int, int]
-"""save or load, the seed of the values, and the step."""
+"""save, load or full, the seed of the values, and the step."""
 
 
 def child(rank: int, ranks: int, run: Path, calls: list[Call]) -> None:
@@ -131,7 +155,7 @@ def child(rank: int, ranks: int, run: Path, calls: list[Call]) -> None:
     store = dist.FileStore(str(run / f"store-{ranks}-{calls[0][0]}"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
     for name, seed, step in calls:
-        {"save": save, "load": load}[name](run, seed, step, dist.group.WORLD)
+        {"save": save, "load": load, "full": full}[name](run, seed, step, dist.group.WORLD)
     dist.barrier()
     gc.collect()
     dist.destroy_process_group()
@@ -165,7 +189,8 @@ def test_shards_of_two_processes_are_read_by_one_and_four_and_back(two):
     one, wanted = two / "checkpoints" / "step-1", everything(*drawn(seed=7))
     files = load_file(one / "model.safetensors"), load_file(one / "optimizer.safetensors")
     assert_equal(files[0] | files[1], wanted)
-    in_processes(2, two, ("load", 6, 4), ("load", 7, 1))
+    in_processes(2, two, ("load", 6, 4), ("load", 7, 1), ("full", 8, 5))
+    load(two, 8, 5)
 
 
 def test_each_rank_writes_its_part_and_nothing_is_written_twice(two):
