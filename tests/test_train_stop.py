@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -9,7 +10,6 @@ import shutil
 import signal
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,17 @@ from plait.tokenizers.errors import ConfigError
 from plait.train import Run
 
 SMALL = [
-    *("--model.dim", "32", "--model.n-heads", "2", "--model.n-layers", "2", "--rows.seq-len", "128"),
-    *("--rows.batch-size", "2", "--log.every", "1", "--device", "cpu"),
+    *(
+        "--model.dim",
+        "32",
+        "--model.n-heads",
+        "2",
+        "--model.n-layers",
+        "2",
+        "--rows.seq-len",
+        "128",
+    ),
+    *("--rows.seq-len", "128", "--rows.batch-size", "2", "--log.every", "1", "--device", "cpu"),
     *("--validation.every", "4", "--validation.batches", "2"),
 ]
 TIMED = ("tokens_per_s", "data_wait", "step_s", "left_s")
@@ -189,45 +198,48 @@ def test_a_run_killed_twenty_times_is_bit_equal(sample_stream, tmp_path):
     schedule = [{"step": 0, "weights": [1, 2]}, {"step": 20, "weights": [3, 1]}]
     path = tmp_path / "run.toml"
     path.write_text(tomli_w.dumps({**table, "mixture": {"schedule": schedule}}))
-    more = ["--data", *[str(sample_stream)] * 2, "--rows.accumulate", "2", "--steps", "160"]
+    more = ["--data", *[str(sample_stream)] * 2, "--rows.accumulate", "2", "--steps", "140"]
     more += ["--model.router-noise", "1.0", "--checkpoint.every", "3"]
     whole, killed = (config(str(path), sample_stream, tmp_path / n, *more) for n in ("a", "b"))
-    in_child(whole, lambda _: True)
+    assert in_child(whole) == 0
     draw = random.Random(0)
     for life in range(20):
-        if life % 4 == 0:
-            moment = time.monotonic() + draw.uniform(0.05, 3)
-            in_child(killed, lambda _, moment=moment: time.monotonic() < moment)
+        if life % 4:
+            code = in_child(killed, lines=draw.randint(1, 7), wait_s=draw.uniform(0, 0.05))
         else:
-            count, wait_s = draw.randint(1, 9), draw.uniform(0, 0.05)
-            in_child(killed, lambda new, count=count: new < count, wait_s)
-    in_child(killed, lambda _: True)
+            code = in_child(killed, lines=12, seconds=draw.uniform(0.05, 1.5))
+        assert code == -signal.SIGKILL
+    assert in_child(killed) == 0
     assert_same(tmp_path / "b", tmp_path / "a")
     assert len((tmp_path / "b" / "resumed.jsonl").read_text().splitlines()) > 10
 
 
-def in_child(config: RunConfig, goes_on: Callable[[int], bool], wait_s: float = 0) -> None:
-    """Train in a process of its own; SIGKILL when `goes_on` denies for the lines that are new."""
+def in_child(
+    config: RunConfig, lines: float = math.inf, seconds: float = 300, wait_s: float = 0
+) -> int | None:
+    """Train in a process of its own; SIGKILL after so many lines, then a wait, or so many seconds.
+
+    Gives its exit code.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["plait.train", "torch._dynamo", "plait.pipeline.unigram"])
+    context.set_forkserver_preload(["plait.train", "torch._dynamo"])
     metrics = Path(config.out) / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns if metrics.is_file() else 0
     process = context.Process(target=train, args=(config,))
     process.start()
-    first, deadline = None, time.monotonic() + 300
+    first, end = None, time.monotonic() + seconds
     while process.is_alive():
-        assert time.monotonic() < deadline
-        count = 0
         if metrics.is_file() and metrics.stat().st_mtime_ns != before:
             found = metrics.read_bytes().count(b"\n")
             first = found if first is None else first
-            count = found - first
-        if not goes_on(count):
-            time.sleep(wait_s)
+            if found - first >= lines:
+                time.sleep(wait_s)
+                process.kill()
+        if time.monotonic() > end:
             process.kill()
         time.sleep(0.002)
     process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 def train(config: RunConfig) -> None:
