@@ -8,6 +8,7 @@ but at the end. Over several ranks the threads talk to each other over a process
 """
 
 import contextlib
+import functools
 import json
 import math
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import cast
 
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from plait.models import checkpoint, tensor_files
@@ -42,7 +44,7 @@ class Saver:
         self.failure = ""
         """Why the last save failed; empty if it did not."""
         self._thread = ThreadPoolExecutor(1, "checkpoint")
-        self._flight: tuple[int, Future[None]] | None = None
+        self._flight: Future[None] | None = None
 
     def __enter__(self) -> "Saver":
         return self
@@ -56,48 +58,56 @@ class Saver:
         self.wait()
         tensors = checkpoint.named_tensors(model) | optimizer.state_tensors()
         copies = tensor_files.staged(tensors)
-        whole = self.run / "checkpoints" / f"step-{state['step']}"
-        partial = whole.with_name(f".{whole.name}.writing")
         texts = {
             "config.json": checkpoint.config_text(model),
             "state.json": json.dumps(state, indent=2),
         }
+        self._flight = self._thread.submit(self._write, state["step"], tensors, copies, texts)
 
-        def finish(checksums: dict[str, str]) -> None:
-            for name, text in texts.items():
-                checksums[name] = tensor_files.write_synced(partial / name, text)
-            text = json.dumps(checksums, indent=2)
-            tensor_files.write_synced(partial / tensor_files.CHECKSUMS, text)
-            tensor_files.sync(partial)
-            if whole.exists():
-                _remove(whole)
-            partial.rename(whole)
-            tensor_files.sync(whole.parent)
-            try:
-                self._drop()
-            except OSError as error:
-                self._warn(f"checkpoints that are no longer kept could not be removed: {error}")
+    def _write(
+        self,
+        step: int,
+        tensors: dict[str, Tensor],
+        copies: dict[str, Tensor],
+        texts: dict[str, str],
+    ) -> None:
+        whole = self.run / "checkpoints" / f"step-{step}"
+        partial = whole.with_name(f".{whole.name}.writing")
+        self.failure = ""
+        try:
+            finish = functools.partial(self._finish, partial, whole, texts)
+            tensor_files.save(tensors, copies, partial, finish, self.group)
+        except BaseException as error:
+            if self.first:  # all ranks have written, or failed to
+                shutil.rmtree(partial, ignore_errors=True)
+            self.failure = self._explain(step, error)
 
-        def write() -> None:
-            try:
-                tensor_files.save(tensors, copies, partial, finish, self.group)
-            except BaseException:
-                if self.first:  # all ranks have written, or failed to
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
-
-        self._flight = state["step"], self._thread.submit(write)
+    def _finish(
+        self, partial: Path, whole: Path, texts: dict[str, str], checksums: dict[str, str]
+    ) -> None:
+        """On one rank, when all have written: the rest of the files, and the name that counts."""
+        for name, text in texts.items():
+            checksums[name] = tensor_files.write_synced(partial / name, text)
+        listed = json.dumps(checksums, indent=2)
+        tensor_files.write_synced(partial / tensor_files.CHECKSUMS, listed)
+        tensor_files.sync(partial)
+        if whole.exists():
+            _remove(whole)
+        partial.rename(whole)
+        tensor_files.sync(whole.parent)
+        try:
+            self._drop()
+        except OSError as error:
+            self._warn(f"checkpoints that are no longer kept could not be removed: {error}")
 
     def wait(self, *, last: bool = False) -> None:
-        """Wait until the save in flight, if there is one, stands as a checkpoint.
+        """Wait until the save in flight, if there is one, stands as a checkpoint or has failed.
 
-        A full disk is reported, and is a PlaitError if the save was the `last` one.
+        PlaitError if it was the `last` one and found no space.
         """
         if self._flight is not None:
-            (step, flight), self._flight = self._flight, None
-            self.failure = ""
-            if (error := flight.exception()) is not None:
-                self.failure = self._explain(step, error)
+            flight, self._flight = self._flight, None
+            flight.result()
         if last and self.failure:
             raise PlaitError(f"{self.failure}; free space, and the same command goes on from there")
 
