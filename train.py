@@ -3,7 +3,7 @@
 A step is a pure function of its number: batch, noise and learning rate follow from (config, step).
 A checkpoint therefore holds weights, optimizer moments, the step and the sums behind the next log
 line, and a run that was killed anywhere and started again by the same command is bit-equal to one
-that was not.
+that was not. On SIGTERM or Ctrl-C it finishes the step, saves and exits with 0.
 
 A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
 `metrics.jsonl`, `resumed.jsonl`, `skipped.jsonl` (models/guard.py) and `checkpoints/step-N/`.
@@ -21,10 +21,12 @@ import torch
 from plait.models import flops, initialise, optimizer, parallel, run_store, schedule
 from plait.models.decoder import Decoder, Losses
 from plait.models.device import find_device
+from plait.models.interrupt import Interrupt, Interrupted
 from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import RunConfig, read_config
+from plait.models.saver import Saver
 from plait.models.watch import Watch
 from plait.pipeline.batch import Batch
 from plait.pipeline.learned import Learned
@@ -98,7 +100,10 @@ class Run:
             total=ranks.sum,
             first=ranks.first,
         )
+        self.interrupt = Interrupt(self.device)
         self.step = 0
+        self.unreported: Line = {}
+        """The line of the last step while it is still to be written, after a validation."""
 
     def train(self) -> None:
         """Train from the newest checkpoint, or from the start, to the last step."""
@@ -111,26 +116,60 @@ class Run:
         if self.step:
             print(f"resumed at step {self.step} of {steps}")
         clock = Clock(self.loader, self.step, steps)
-        validating = c.validation.share > 0 or bool(self.held_out)
         with (
+            Saver(self.folder, keep=c.checkpoint.keep, best=c.checkpoint.best) as saver,
             contextlib.closing(iter(self.loader)) as batches,
             self._trackers() as trackers,
+            self.interrupt,
         ):
-            while self.step < steps:
-                last = self.step + 1 == steps
-                validate = validating and (last or (self.step + 1) % c.validation.every == 0)
-                logged = last or validate or (self.step + 1) % c.log.every == 0
-                lr = self._train_step(batches, logged)
-                if logged:
-                    speed = clock.line(self.meters.window_tokens, self.step)
-                    line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
-                    line |= self.watch.line(lr, experts=c.log.experts)
-                    if validate:
-                        line |= self.validate()
-                    self._log(line, clock, trackers)
-                if last or self.step % c.checkpoint.every == 0:
-                    self._save()
+            saved = self.step
+            try:
+                while self.step < steps or self.unreported:
+                    if not self.unreported:
+                        self.interrupt.check()
+                        lr = self._train_step(batches, self._due(self.step + 1))
+                        self.unreported, saved = self._line(lr, clock), None
+                    loss = self._report(clock, trackers) if self.unreported else None
+                    if self.step == steps or self.step % c.checkpoint.every == 0:
+                        self._save(saver, loss)
+                        saved = self.step
+            except Interrupted:
+                if saved is None:
+                    self._save(saver, None)
+            saver.wait(last=True)
+        if self.step < steps or self.unreported:
+            print(f"stopped at step {self.step} of {steps}; the same command goes on from there")
+            return
         print(f"done: {self.folder}\nnext: plait inspect {self.folder}")
+
+    def _line(self, lr: float, clock: Clock) -> Line:
+        """The figures of a step, where one is to be logged."""
+        if not self._due(self.step):
+            return {}
+        speed = clock.line(self.meters.window_tokens, self.step)
+        line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+        return line | self.watch.line(lr, experts=self.config.log.experts)
+
+    def _due(self, step: int) -> bool:
+        """Whether a step has a line."""
+        log = self.config.log
+        return step == self.steps or self._validates(step) or step % log.every == 0
+
+    def _validates(self, step: int) -> bool:
+        """Whether there is a validation after a step."""
+        c = self.config
+        due = step == self.steps or step % c.validation.every == 0
+        return due and (c.validation.share > 0 or bool(self.held_out))
+
+    def _report(self, clock: Clock, trackers: Trackers | None) -> float | None:
+        """Validate where it is due, and log the step; gives the validation's loss.
+
+        Interrupted leaves the line as it was, to be saved and reported by the resumed run.
+        """
+        line = self.unreported | (self.validate() if self._validates(self.step) else {})
+        self._log(line, clock, trackers)
+        self.unreported = {}
+        return line.get("validation/loss")
 
     @property
     def steps(self) -> int:
@@ -190,6 +229,7 @@ class Run:
         self.model.eval()
         meters = Meters(self.vocabulary.modalities)
         for start in range(0, min(len(rows), self.config.validation.batches * size), size):
+            self.interrupt.check()
             numbers = range(start, min(len(rows), start + size))
             batch = parallel.own_rows(rows.batch, numbers, size, self.ranks)
             losses = self._losses(batch, Plan.of(batch), leaking=leaking)
@@ -261,7 +301,7 @@ class Run:
         if newest is not None:
             self._load(newest)
             if self.ranks.first:
-                run_store.go_on(self.folder, self.step)
+                run_store.go_on(self.folder, self.step, reported=not self.unreported)
             return
         counts = self.ranks.of_first(
             lambda: unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
@@ -279,15 +319,16 @@ class Run:
         if self.ranks.first:
             run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
-    def _save(self) -> None:
+    def _save(self, saver: Saver, validation_loss: float | None) -> None:
         state = {
             "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
             "watch": self.watch.state(),
             "step": self.step,
+            "unreported": self.unreported,
+            "validation_loss": validation_loss,
         }
-        run_store.save(self.folder, self.model, self.optimizer, state)
-        run_store.drop_oldest(self.folder, self.config.checkpoint.keep)
+        saver.save(self.model, self.optimizer, state)
 
     def _load(self, folder: Path) -> None:
         state = run_store.load(folder, self.model, self.optimizer)
@@ -296,6 +337,7 @@ class Run:
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.watch.load_state(state.get("watch", {}))
         self.step = state["step"]
+        self.unreported = state["unreported"]
 
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:

@@ -1,18 +1,21 @@
-"""A model on disk: `model.safetensors` and `config.json` (configuration and vocabulary)."""
+"""A model on disk: `model.safetensors` and `config.json` (configuration and vocabulary).
+
+A run's checkpoints, which several ranks may have written (tensor_files.py, saver.py), hold the
+same and more, and are read alike, whatever the number of ranks that read.
+"""
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from plait.models import tensor_files
 from plait.models.config import ModelConfig
-from plait.models.decoder import Decoder
+from plait.models.decoder import VALUES, Decoder
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
 
@@ -27,7 +30,7 @@ def save(decoder: Decoder, folder: str | Path) -> None:
     weights = folder / "model.safetensors.partial"
     save_file(tensors, weights)
     config = folder / "config.json.partial"
-    config.write_text(_config_text(decoder), encoding="utf-8")
+    config.write_text(config_text(decoder), encoding="utf-8")
     for path in (weights, config):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -38,22 +41,40 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
     """The decoder that `save` wrote; ConfigError where the folder is none or does not fit."""
     folder = Path(folder)
     config, vocabulary = _read_config(folder / "config.json")
+    check_files(folder)
     with torch.device("meta"):
         decoder = Decoder(config, vocabulary)
-    tensors = _read_tensors(folder / "model.safetensors", decoder)
-    # Copies are aligned as torch's own memory is, without which a product's last bits may differ.
-    decoder.load_state_dict({k: v.clone() for k, v in tensors.items()}, assign=True)
+    tensors = {k: torch.empty_like(v, device=device) for k, v in decoder.state_dict().items()}
+    tensor_files.read_into(tensors, folder, "model")
+    decoder.load_state_dict(tensors, assign=True)
     return decoder.to(device)
 
 
 def load_into(decoder: Decoder, folder: str | Path) -> None:
-    """Put the saved weights into a decoder that was made with the same configuration."""
+    """Put the saved weights into a decoder that was made with the same configuration.
+
+    It may be sharded (`fully_shard`, columns of memory values): each rank reads what it holds.
+    """
     folder = Path(folder)
     config, vocabulary = _read_config(folder / "config.json")
     if (config, vocabulary) != (decoder.config, decoder.vocabulary):
         what = "configuration" if config != decoder.config else "vocabulary"
         raise ConfigError(f"{folder}/config.json: its {what} is not the model's")
-    decoder.load_state_dict(_read_tensors(folder / "model.safetensors", decoder))
+    tensor_files.read_into(named_tensors(decoder), folder, "model")
+
+
+def named_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    """Parameters and buffers by name; what a rank holds only a part of is a DTensor."""
+    found = decoder.state_dict()
+    if decoder.values is not None:
+        found[VALUES] = decoder.values.whole(found[VALUES])
+    return found
+
+
+def check_files(folder: Path) -> None:
+    """ConfigError that names the files which are not what was written, where sums were kept."""
+    if (folder / tensor_files.CHECKSUMS).is_file() and (found := tensor_files.faults(folder)):
+        raise ConfigError("; ".join(found))
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -67,31 +88,8 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
-def _read_tensors(path: Path, decoder: Decoder) -> dict[str, Tensor]:
-    try:
-        tensors = load_file(path)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: the file is missing; it holds the model's weights") from None
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: not a whole safetensors file: {error}") from None
-    check_tensors(decoder.state_dict(), tensors, str(path))
-    return tensors
-
-
-def check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
-    """ConfigError that names the tensors which are missing, too many or of another shape."""
-    faults = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    faults += [f"{name} is not of this model" for name in found.keys() - expected.keys()]
-    for name in expected.keys() & found.keys():
-        want, have = expected[name], found[name]
-        if (want.shape, want.dtype) != (have.shape, have.dtype):
-            faults.append(f"{name} is {_describe(have)}, the configuration says {_describe(want)}")
-    if faults:
-        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ConfigError(f"{where}: {'; '.join(sorted(faults)[:5])}{more}")
-
-
-def _config_text(decoder: Decoder) -> str:
+def config_text(decoder: Decoder) -> str:
+    """The content of `config.json`."""
     content = {
         "format": FORMAT,
         "model": asdict(decoder.config),
@@ -112,7 +110,3 @@ def _read_config(path: Path) -> tuple[ModelConfig, Vocabulary]:
     if number != FORMAT or not isinstance(table, dict):
         raise ConfigError(f"{path}: format {number!r}; this version reads format {FORMAT}")
     return ModelConfig.from_table(table, f"{path}: model"), vocabulary
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

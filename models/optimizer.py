@@ -126,13 +126,14 @@ class Optimizer:
         self.values_norm, self.clipped = 0.0, 1.0
         """The last norm of the memory values' gradient, and what `clip` made of the rest's."""
         self._table_scale = 1.0
+        self._forget()
 
-    def forget(self) -> None:
-        """Moments of zero at step 0: the state before the first step, written out."""
+    def _forget(self) -> None:
+        """Moments of zero at step 0, as AdamW makes them at its first step."""
         for group in self.adam.param_groups:
             for p in group["params"]:
                 zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
-                self.adam.state[p] = {"step": torch.zeros(()), **zeros}
+                self.adam.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
 
     def zero_grad(self) -> None:
         """Forget all gradients, and the table's readings."""
@@ -185,9 +186,9 @@ class Optimizer:
         ]
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The state as named tensors, for a safetensors file."""
+        """The state as named tensors; what is written into them is the state."""
         found = {
-            f"{name}:{key}": value.contiguous()
+            f"{name}:{key}": value
             for name, parameter in self.model.named_parameters()
             for key, value in self.adam.state.get(parameter, {}).items()
         }
@@ -206,8 +207,7 @@ class Optimizer:
             if name == VALUES:
                 table[field] = value
                 continue
-            device = "cpu" if field == "step" else parameters[name].device
-            self.adam.state[parameters[name]][field] = value.to(device)
+            self.adam.state[parameters[name]][field].copy_(value)
         if self.table is not None:
             self.table.load_state_tensors(table)
 

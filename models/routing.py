@@ -37,7 +37,7 @@ EQUAL = 2**-11
 """Of logits. Like tokens, as of a picture's plain ground, have like scores but for their last bits,
 which depend on what is computed beside them; these must not choose among them."""
 TIE = 1e-5
-"""Of scores: a token that is like the last one taken, as each <bos> is in a first layer, is taken."""
+"""Of scores: a token like the last one taken, as each <bos> is in a first layer, is taken."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -106,6 +106,9 @@ class CheckpointConfig:
     """Steps between checkpoints; there is always one after the last step."""
     keep: int = 2
     """How many of the newest are kept; 0 keeps all."""
+    best: int = 1
+    """How many are kept besides for their validation loss, of those saved at a step at which there
+    was a validation; `checkpoints/best.json` names the best one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +154,9 @@ class RunConfig:
         }.items():
             if value < 1:
                 raise ConfigError(f"{name}: should be at least 1, not {value}")
+        for name in ("keep", "best"):
+            if getattr(self.checkpoint, name) < 0:
+                raise ConfigError(f"checkpoint.{name}: should not be below 0")
         if not 0 <= self.validation.share < 1:
             raise ConfigError(f"validation.share: from 0 to below 1, not {self.validation.share}")
 

@@ -1,22 +1,20 @@
 """A training run's folder as `train.py` writes it; `pipeline/run_folder.py` reads what it tells.
 
 `config.toml`, `environment.json`, `vocabulary.json` and `tokenizers/` are written when a run
-begins; `checkpoints/step-N/` appears whole or not at all. `metrics.jsonl` and
-`skipped.jsonl` hold no step twice: what is past the checkpoint that a run goes on from is cut off,
-and trained again.
+begins; saver.py writes `checkpoints/step-N/`. `metrics.jsonl` and `skipped.jsonl` hold no step
+twice: what is past the checkpoint that a run goes on from is cut off, and trained again.
 """
 
 import contextlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+import torch.distributed as dist
 
-from plait.models import checkpoint
+from plait.models import checkpoint, saver, tensor_files
 from plait.models.decoder import Decoder
 from plait.models.optimizer import Optimizer
 from plait.models.run_config import RunConfig
@@ -34,22 +32,25 @@ def open_folder(folder: Path, config: RunConfig, may_change: Sequence[str]) -> P
     configuration differs in a key that does not start with one of `may_change`.
     """
     path = folder / "config.toml"
-    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+    if not path.is_file() and any(not f.name.endswith(".writing") for f in folder.glob("*")):
         raise ConfigError(f"{folder}: not empty and not a run; name another --out")
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         old = toml.build(RunConfig, toml.read_toml(path), str(path))
         _check_same(folder, old, config, tuple(may_change))
     _write(path, toml.to_toml(config))
+    saver.clear(folder)
     newest = checkpoint.newest_checkpoint(folder)
     if newest is None:
-        _drop_lines_after(folder, 0)
+        _drop_lines_after(folder / "metrics.jsonl", 0)
+        _drop_lines_after(folder / "skipped.jsonl", 0)
     return newest
 
 
-def go_on(folder: Path, step: int) -> None:
-    """Note that the run was taken up at this step."""
-    _drop_lines_after(folder, step)
+def go_on(folder: Path, step: int, *, reported: bool = True) -> None:
+    """Note that the run was taken up at this step, which has a line already if `reported`."""
+    _drop_lines_after(folder / "metrics.jsonl", step if reported else step - 1)
+    _drop_lines_after(folder / "skipped.jsonl", step)
     with (folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "time": round(time.time())}) + "\n")
 
@@ -69,32 +70,40 @@ def describe(
     _write(folder / "environment.json", json.dumps(environment, indent=2))
 
 
-def save(folder: Path, model: Decoder, optimizer: Optimizer, state: dict) -> None:
-    """Write checkpoints/step-N, as a whole or not at all; `state` are JSON values, with `step`."""
-    whole = folder / "checkpoints" / f"step-{state['step']}"
-    temporary = whole.with_name(f".{whole.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    checkpoint.save(model, temporary)
-    save_file(optimizer.state_tensors(), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-    for file in temporary.iterdir():
-        _sync(file)
-    shutil.rmtree(whole, ignore_errors=True)
-    temporary.rename(whole)
-    _sync(whole.parent)
-
-
-def drop_oldest(folder: Path, keep: int) -> None:
-    """Keep so many of the newest checkpoints; 0 keeps all."""
-    for old in checkpoint.checkpoints(folder)[:-keep] if keep else []:
-        shutil.rmtree(old)
-
-
 def load(folder: Path, model: Decoder, optimizer: Optimizer) -> dict:
-    """Put back the weights and moments of a checkpoint; what was given to `save` as its state."""
+    """Put back the weights and moments of a checkpoint; what was given to `save` as its state.
+
+    All ranks call it. ConfigError names the files that are damaged, and which checkpoint is whole.
+    """
+    check(folder)
     checkpoint.load_into(model, folder)
-    optimizer.load_state_tensors(load_file(folder / "optimizer.safetensors"))
+    tensors = optimizer.state_tensors()
+    tensor_files.read_into(tensors, folder, "optimizer")
+    optimizer.load_state_tensors(tensors)
     return json.loads((folder / "state.json").read_text(encoding="utf-8"))
+
+
+def check(folder: Path) -> None:
+    """ConfigError if a file of a run's checkpoint is not what was written; what to do then."""
+    found = _faults(folder)
+    if not found:
+        return
+    older = [p for p in checkpoint.checkpoints(folder.parent.parent) if p != folder]
+    whole = next((p for p in reversed(older) if not _faults(p)), None)
+    advice = "no other checkpoint is whole; name another --out to begin anew"
+    if whole is not None:
+        advice = f"{whole.name} is whole: remove {folder}, and the same command goes on from there"
+    raise ConfigError(f"{'; '.join(found)}. {advice}")
+
+
+def _faults(folder: Path) -> list[str]:
+    """What is wrong with a folder's files; each rank reads some of them."""
+    if not dist.is_initialized():
+        return tensor_files.faults(folder)
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    found: list[list[str]] = [[] for _ in range(ranks)]
+    dist.all_gather_object(found, tensor_files.faults(folder, rank, ranks))
+    return list(dict.fromkeys(fault for own in found for fault in own))
 
 
 def _check_same(folder: Path, old: RunConfig, new: RunConfig, may_change: tuple[str, ...]) -> None:
@@ -108,13 +117,8 @@ def _check_same(folder: Path, old: RunConfig, new: RunConfig, may_change: tuple[
         raise ResumeError(f"{folder} holds another run: {what}. Name another --out.")
 
 
-def _drop_lines_after(folder: Path, step: int) -> None:
+def _drop_lines_after(path: Path, step: int) -> None:
     """Keep the lines that the checkpoint stands for; later steps will be trained again."""
-    for name in ("metrics.jsonl", "skipped.jsonl"):
-        _drop_after(folder / name, step)
-
-
-def _drop_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
@@ -130,11 +134,3 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

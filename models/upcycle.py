@@ -25,10 +25,9 @@ from pathlib import Path
 
 import torch
 import tyro
-from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.models import checkpoint, flops, optimizer
+from plait.models import checkpoint, flops, optimizer, saver
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 from plait.models.run_config import PRESETS, RunConfig
@@ -135,12 +134,9 @@ def upcycle_run(run: Path, old: RunConfig, new: RunConfig) -> None:
     model = upcycle(checkpoint.load(newest), new.model, new.seed)
     temporary = out.with_name(f".{out.name}.writing")
     shutil.rmtree(temporary, ignore_errors=True)
-    folder = temporary / "checkpoints" / "step-0"
-    checkpoint.save(model, folder)
-    fresh = optimizer.Optimizer(model, new.optimizer)
-    fresh.forget()
-    save_file(fresh.state_tensors(), folder / "optimizer.safetensors")
-    _write_state(newest, folder)
+    with saver.Saver(temporary) as writer:
+        writer.save(model, optimizer.Optimizer(model, new.optimizer), _first_state(newest))
+        writer.wait(last=True)
     (temporary / "config.toml").write_text(toml.to_toml(new), encoding="utf-8")
     shutil.copy(run / "vocabulary.json", temporary)
     shutil.copytree(run / "tokenizers", temporary / "tokenizers")
@@ -155,13 +151,13 @@ def upcycle_run(run: Path, old: RunConfig, new: RunConfig) -> None:
     temporary.rename(out)
 
 
-def _write_state(seed: Path, folder: Path) -> None:
+def _first_state(seed: Path) -> dict[str, object]:
     """The loader's position and the tokens so far are the seed's; all other counts are 0."""
     state = json.loads((seed / "state.json").read_text(encoding="utf-8"))
     meters = Meters(**{**state["meters"], "modalities": tuple(state["meters"]["modalities"])})
     meters.clear()
-    state |= {"step": 0, "meters": meters.state(), "watch": {}}
-    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    new = {"step": 0, "meters": meters.state(), "watch": {}, "unreported": {}}
+    return {**state, **new, "validation_loss": None}
 
 
 def upcycle(decoder: Decoder, config: ModelConfig, seed: int = 0) -> Decoder:

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from plait.kernels.value_table import Ledger, RowAdam, Rows, adam_rows, row_squares, weighted_bag
 from plait.tokenizers.errors import ConfigError
@@ -80,6 +82,16 @@ class ValueTable(nn.Module):
         return torch.sparse_coo_tensor(
             row_U[None], gradient_UD, self.weight.shape, is_coalesced=True, check_invariants=False
         )
+
+    def whole(self, own: Tensor) -> Tensor:
+        """A tensor cut as the table is, seen as what it is a part of: how it is saved and loaded.
+
+        Writing into it writes into `own`.
+        """
+        if self.group is None:
+            return own
+        mesh = DeviceMesh.from_group(self.group, own.device.type)
+        return DTensor.from_local(own.detach(), mesh, [Shard(1)], run_check=False)
 
     def active(self, modality: int) -> tuple[float, float]:
         """None: each memory layer counts what it reads."""
@@ -145,7 +157,8 @@ class TableOptimizer:
 
     def state_tensors(self) -> dict[str, Tensor]:
         """The state by name."""
-        found = {"mean": self.mean_RD, "square": self.square_R, "reads": self.reads_R}
+        mean = self.table.whole(self.mean_RD)
+        found = {"mean": mean, "square": self.square_R, "reads": self.reads_R}
         if self.weight_decay:
             found["decayed"] = self.decayed_R
             found["decayed_now"] = torch.tensor(self.decayed, dtype=torch.float64)

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+from plait.pipeline.line_file import LineFile
 from plait.tokenizers.errors import ConfigError
 
 Line = Mapping[str, float | int | None]
@@ -51,6 +52,7 @@ class Trackers:
         self, folder: Path, config: LogConfig, step: int, about: Mapping[str, object]
     ) -> None:
         self.folder = folder
+        self._metrics = LineFile(folder / "metrics.jsonl")
         self._board = _board(folder, step) if config.tensorboard else None
         self._runs: dict[str, _Run] = {}
         self._sent = _read(folder / "trackers.json")
@@ -67,8 +69,7 @@ class Trackers:
     def log(self, line: Line) -> None:
         """Write a line, which has a `step`; no finite number is null, or left out by trackers."""
         numbers = {k: v if v is None or math.isfinite(v) else None for k, v in line.items()}
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
+        self._metrics.append(json.dumps(numbers))
         step = int(line["step"] or 0)
         figures = {k: v for k, v in numbers.items() if k != "step" and v is not None}
         if self._board is not None:

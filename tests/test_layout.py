@@ -41,6 +41,7 @@ ALSO = {
     "models/scoring.py": ("plait.pipeline.packing",),
     "models/run_config.py": ("plait.pipeline.config", "plait.pipeline.trackers"),
     "models/run_store.py": ("plait.pipeline",),
+    "models/saver.py": ("plait.pipeline.line_file",),
     "models/upcycle.py": (
         "plait.pipeline.config",
         "plait.pipeline.environment",
