@@ -276,5 +276,5 @@ def blocks(kind: str, products: str, size: int) -> dict:
     BQ, BS = (step, own) if kind == "keys" else (own, step)
     sizes = {"TILE": TILE, "BQ": BQ, "BS": BS, "K": size, "num_warps": 4}
     sizes["BK"] = max(16, triton.next_power_of_2(size))
-    sizes["num_stages"] = 1 if wide and kind == "queries" and products == "tf32x3" else 2
+    sizes["num_stages"] = 1 if products == "tf32x3" and wide and kind != "forward" else 2
     return sizes | {"PRECISION": "ieee" if products == "bf16" else products}
