@@ -8,6 +8,7 @@ Nothing of speed is in these numbers.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import re
@@ -17,7 +18,6 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -101,7 +101,7 @@ def cases() -> list[Case]:
 
 
 def attention_cases() -> list[Case]:
-    """Both tiles of each precision; rows in an order of their own."""
+    """Both tiles of each precision, rows in an order of their own; gfx942 has one of float32."""
     module, strides = attention_triton, "q_n q_h k_n k_h v_n v_h"
     half = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "do_ptr", "dq_ptr", "dk_ptr", "dv_ptr")
     types = {"tile_ptr": "*i32", "row_ptr": "*i64", "scale": "fp32"}
@@ -111,13 +111,14 @@ def attention_cases() -> list[Case]:
         "keys": module.keys_kernel,
     }
     found = []
-    for size in (64, 128):
-        for dtype, pointers, word in ((torch.bfloat16, half, ""), (torch.float32, (), " fp32")):
-            for kind, kernel in kernels.items():
-                sizes = module.blocks(kind, dtype, size) | {"SORTED": True}
-                name, hip = f"attention {kind[0]} {size}{word}", {"PRECISION": "ieee"}
-                case = Case(name, kernel, sizes, pointers, types, strides, True, hip)
-                found.append(case)
+    words = {"bf16": "", "tf32": " tf32", "tf32x3": " fp32"}
+    for size, products in itertools.product((64, 128), words):
+        for kind, kernel in kernels.items():
+            name = f"attention {kind[0]} {size}{words[products]}"
+            pointers, order = (half if products == "bf16" else ()), {"SORTED": True}
+            sizes = module.blocks(kind, products, size) | order
+            hip = {} if products == "bf16" else module.blocks(kind, "ieee", size)
+            found.append(Case(name, kernel, sizes, pointers, types, strides, True, hip))
     return found
 
 
@@ -278,9 +279,10 @@ def main(words: list[str] | None = None) -> int:
     options = parser.parse_args(words)
     print("kernel                target  registers  spills  shared KiB  tensor cores  seconds")
     names = [case.name for case in cases() if options.kernels in case.name]
+    pairs = list(itertools.product(names, options.targets))
     wrong = 0
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
-        for row, found in pool.map(_row, *zip(*product(names, options.targets), strict=True)):
+        for row, found in pool.map(_row, *zip(*pairs, strict=True)):
             wrong += bool(found)
             print(row + "  WRONG: " * bool(found) + ", ".join(found), flush=True)
     return int(wrong > 0)

@@ -23,6 +23,26 @@ from plait.kernels.attention import TILE
 from plait.kernels.groups_triton import on_device
 
 LOG2E = 1.4426950408889634
+EXACT = {
+    "forward": ((32, 32), (16, 16)),
+    "queries": ((32, 32), (16, 16)),
+    "keys": ((32, 16), (16, 16)),
+}
+TILES = {
+    "bf16": {
+        "forward": ((64, 64), (64, 32)),
+        "queries": ((64, 32), (64, 32)),
+        "keys": ((64, 32), (64, 16)),
+    },
+    "tf32": {
+        "forward": ((64, 32), (32, 16)),
+        "queries": ((64, 32), (32, 16)),
+        "keys": ((32, 32), (32, 16)),
+    },
+    "tf32x3": EXACT,
+    "ieee": EXACT,
+}
+"""A program's own rows and those of a step: for heads of up to 64, and of more."""
 
 
 @triton.jit
@@ -208,7 +228,7 @@ def backward(
 
 def _launch(kernel, kind: str, qkv, tensors, sorted_N: Tensor | None, size: int) -> None:
     (N, H, K), tile_G3 = qkv[0].shape, tensors[-1]
-    sizes = blocks(kind, qkv[0].dtype, K)
+    sizes = blocks(kind, precision(qkv[0].dtype), K)
     parts = TILE // max(sizes["BQ"], sizes["BS"])
     strides = [stride for x_NHK in qkv for stride in x_NHK.stride()[:2]]
     row = tile_G3 if sorted_N is None else sorted_N
@@ -237,28 +257,24 @@ def _outputs(tensors: Sequence[Tensor], padding_N: Tensor, size: int) -> list[Te
     return [x_NHK[..., :size].contiguous().index_fill_(0, padding_N, 0) for x_NHK in tensors]
 
 
-BF16 = {"forward": (64, 64, 32), "queries": (64, 32, 32), "keys": (64, 32, 16)}
-"""Rows of a program's own; of a step, for heads of up to 64; and beyond."""
-FP32 = {"forward": (32, 32), "queries": (32, 32), "keys": (32, 16)}
-"""The same for heads of up to 64; 16 of both beyond."""
+def precision(dtype: torch.dtype) -> str:
+    """How products are done: bf16, or of float32 tf32, tf32x3 or ieee."""
+    if dtype is torch.bfloat16:
+        return "bf16"
+    if torch.version.hip is not None:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
-def blocks(kind: str, dtype: torch.dtype, size: int) -> dict:
+def blocks(kind: str, products: str, size: int) -> dict:
     """Sizes of a program's tile and how it runs.
 
     Registers and shared memory suffice on every chip that benchmarks/kernels_aot.py knows.
     """
-    precision, stages, wide = "ieee", 2, size > 64
-    if dtype is torch.float32:
-        own, step = (16, 16) if wide else FP32[kind]
-        stages = 1 if wide and kind == "queries" else 2
-        if torch.version.hip is None:  # whose tensor cores take float32 in parts
-            exact = torch.get_float32_matmul_precision() == "highest"
-            precision = "tf32x3" if exact else "tf32"
-    else:
-        own, narrow, widest = BF16[kind]
-        step = widest if wide else narrow
+    wide = size > 64
+    own, step = TILES[products][kind][wide]
     BQ, BS = (step, own) if kind == "keys" else (own, step)
-    sizes = {"TILE": TILE, "BQ": BQ, "BS": BS, "K": size, "PRECISION": precision}
+    sizes = {"TILE": TILE, "BQ": BQ, "BS": BS, "K": size, "num_warps": 4}
     sizes["BK"] = max(16, triton.next_power_of_2(size))
-    return sizes | {"num_warps": 4, "num_stages": stages}
+    sizes["num_stages"] = 1 if products == "tf32x3" and wide and kind != "forward" else 2
+    return sizes | {"PRECISION": "ieee" if products == "bf16" else products}
