@@ -12,32 +12,26 @@ A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `toke
 import contextlib
 import json
 import math
-import os
-import shutil
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from plait.models import checkpoint, flops, optimizer
+from plait.models import flops, optimizer, run_store
 from plait.models.decoder import Decoder, Losses
 from plait.models.device import find_device
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
-from plait.pipeline import config as toml
 from plait.pipeline.batch import Batch
-from plait.pipeline.environment import describe_environment
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
 from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
-from plait.tokenizers.errors import ConfigError, PlaitError, ResumeError
+from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
     *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
@@ -225,81 +219,32 @@ class Run:
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
-        path = self.folder / "config.toml"
-        if not path.is_file() and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise ConfigError(f"{self.folder}: not empty and not a run; name another --out")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if path.is_file():
-            self._check_same(toml.build(RunConfig, toml.read_toml(path), str(path)))
-        _write(path, toml.to_toml(self.config))
-        newest = checkpoint.newest_checkpoint(self.folder)
-        if newest is None:
-            counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
-            self.model.set_prior(torch.from_numpy(counts))
-            self._describe_folder()
-            _drop_lines_after(self.folder / "metrics.jsonl", 0)
+        newest = run_store.open_folder(self.folder, self.config, MAY_CHANGE)
+        if newest is not None:
+            self._load(newest)
+            run_store.go_on(self.folder, self.step)
             return
-        self._load(newest)
-        _drop_lines_after(self.folder / "metrics.jsonl", self.step)
-        with (self.folder / "resumed.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "time": round(time.time())}) + "\n")
-
-    def _check_same(self, old: RunConfig) -> None:
-        changed = [
-            f"{name} was {before!r}, now {now!r}"
-            for name, (before, now) in toml.differences(old, self.config).items()
-            if not name.startswith(MAY_CHANGE)
-        ]
-        if changed:
-            what = "; ".join(changed)
-            raise ResumeError(f"{self.folder} holds another run: {what}. Name another --out.")
-
-    def _describe_folder(self) -> None:
-        """Write what the run needs besides its checkpoints."""
-        _write(self.folder / "vocabulary.json", self.vocabulary.to_json())
-        for stream in self.streams:
-            for info in stream.tokenizers:
-                name = self.vocabulary.name_of(info.fingerprint)
-                source = stream.tokenizer_folder(info.name)
-                shutil.copytree(source, self.folder / "tokenizers" / name, dirs_exist_ok=True)
-        environment = {
+        counts = unigram_counts(self.streams, self.vocabulary, self.loader.rows.weights)
+        self.model.set_prior(torch.from_numpy(counts))
+        about = {
             "preset": self.config.preset,
             "parameters": flops.count_parameters(self.model),
             "device": str(self.device),
-            "data": {s.url: s.fingerprint for s in self.streams},
-            **describe_environment(),
         }
-        _write(self.folder / "environment.json", json.dumps(environment, indent=2))
+        run_store.describe(self.folder, about, self.streams, self.vocabulary)
 
     def _save(self) -> None:
-        """Write checkpoints/step-N as a whole or not at all, and drop the oldest."""
-        folder = self.folder / "checkpoints" / f"step-{self.step}"
-        temporary = folder.with_name(f".{folder.name}.writing")
-        shutil.rmtree(temporary, ignore_errors=True)
-        checkpoint.save(self.model, temporary)
-        moments = self.optimizer.state_tensors()
-        save_file(moments, temporary / "optimizer.safetensors")
         state = {
             "loader": self.loader.state_dict(),
             "meters": self.meters.state(),
             "step": self.step,
         }
-        (temporary / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
-        for file in temporary.iterdir():
-            _sync(file)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-        _sync(folder.parent)
-        keep = self.config.checkpoint.keep
-        for old in checkpoint.checkpoints(self.folder)[:-keep] if keep else []:
-            shutil.rmtree(old)
+        run_store.save(self.folder, self.model, self.optimizer, state)
+        run_store.drop_oldest(self.folder, self.config.checkpoint.keep)
 
     def _load(self, folder: Path) -> None:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = run_store.load(folder, self.model, self.optimizer)
         self.loader.load_state_dict(state["loader"], new_weights=True)
-        checkpoint.load_into(self.model, folder)
-        tensors = load_file(folder / "optimizer.safetensors")
-        self.optimizer.load_state_tensors(tensors)
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]
@@ -307,33 +252,6 @@ class Run:
 
 def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
     return batch, Plan.of(batch)
-
-
-def _drop_lines_after(path: Path, step: int) -> None:
-    """Keep the lines that the checkpoint stands for; later steps will be trained again."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that was cut when the run died
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    _write(path, "".join(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ ALSO = {
     "models/prompts.py": ("plait.tokenizers",),
     "models/samples.py": ("plait.pipeline.markup",),
     "models/run_config.py": ("plait.pipeline.config",),
+    "models/run_store.py": ("plait.pipeline",),
     "models/upcycle.py": (
         "plait.pipeline.config",
         "plait.pipeline.environment",
@@ -38,7 +39,7 @@ ALSO = {
     ),
 }
 """Files that may import more than their folder: sampling reads prompts and writes files, a run
-file is TOML, and upcycling writes a run's folder."""
+file is TOML, and training and upcycling write a run's folder."""
 
 
 def own_imports(source: str) -> Iterator[str]:
