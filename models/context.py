@@ -1,7 +1,6 @@
 """What the parts of a decoder share in one forward pass."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -39,10 +38,13 @@ class Context:
     statistics: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
     """Totals and counts noted by layers, by name; `means` gives one number for each name."""
 
-    @cached_property
+    _real_PM: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+
+    @property
     def real_PM(self) -> tuple[tuple[int, ...], ...]:
-        """`order.real` of every rank."""
-        return self.ranks.numbers(self.order.real)
+        """`order.real` of every rank, asked of them once."""
+        self._real_PM = self._real_PM or self.ranks.numbers(self.order.real)
+        return self._real_PM
 
     def among(self, m: int) -> tuple[int, int]:
         """Real tokens of modality m on the ranks before this one, and on all of them."""

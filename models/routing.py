@@ -37,6 +37,9 @@ EQUAL = 2**-11
 """Of logits. Like tokens, as of a picture's plain ground, have like scores but for their last bits,
 which depend on what is computed beside them; these must not choose among them."""
 
+TINY = 1e-6
+"""By which a score may be below a threshold: the like of a token that set it is above."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
@@ -174,7 +177,8 @@ class Router(nn.Module):
     def _margin(self, group: _Group, scores_nE: Tensor) -> Tensor:
         """Above 0 where an expert takes a token by the rule of inference, [n, E]."""
         if self.auxiliary_in is None or self.auxiliary_out is None:
-            return scores_nE.detach() - self.threshold_E[group.experts]
+            threshold_E = self.threshold_E[group.experts] - TINY
+            return scores_nE.detach() - threshold_E
         hidden_nF = F.silu(_float32_linear(group.x_nD.detach(), self.auxiliary_in[group.m]))
         return _float32_linear(hidden_nF, self.auxiliary_out[group.experts])
 
