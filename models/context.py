@@ -1,7 +1,6 @@
 """What the parts of a decoder share in one forward pass."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,10 +41,13 @@ class Context:
     tallies: dict[str, list[Tensor]] = field(default_factory=dict)
     """Vectors that layers counted, by name; `sums` gives one tensor [layers, ...] for each name."""
 
-    @cached_property
+    _real_PM: tuple[tuple[int, ...], ...] = field(default=(), init=False)
+
+    @property
     def real_PM(self) -> tuple[tuple[int, ...], ...]:
-        """`order.real` of every rank."""
-        return self.ranks.numbers(self.order.real)
+        """`order.real` of every rank, asked of them once."""
+        self._real_PM = self._real_PM or self.ranks.numbers(self.order.real)
+        return self._real_PM
 
     def among(self, m: int) -> tuple[int, int]:
         """Real tokens of modality m on the ranks before this one, and on all of them."""
