@@ -212,13 +212,11 @@ class Decoder(nn.Module):
         plan = plan or Plan.of(batch)
         x_ND, context = self._trunk(batch, plan, leaking)
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
-        loss_J, partition_J = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
+        head = (self._head(), self.prior_V, plan.targets_J, self.config.z_loss)
+        loss_J, partition_J = linear_cross_entropy(x_JD, *head)
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
         if self.config.z_loss:
-            square_J = partition_J.square()
-            context.note("z_loss", square_J.mean())
-            square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
-            sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
+            context.note("z_loss", partition_J.square().mean())
         if context.losses:
             share = PARTS_WEIGHT * sum(plan.target_counts) / len(sum_M)
             own = share * torch.stack(context.losses).mean()
