@@ -1,4 +1,4 @@
-"""Where the processor time of a whole training step goes: `python benchmarks/train.py --data STREAM`.
+"""Where a training step's time goes: `python benchmarks/train.py --data STREAM --presets all`.
 
 A preset is trained for some steps on one thread, in float32, exactly as `plait train` does, with
 batches from its loader. Printed are:
@@ -41,14 +41,25 @@ from plait.train import Run
 KINDS = {
     "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "attention_for_cpu"),
     "optimizer": ("Optimizer.", "aten::_fused_adam", "aten::_foreach", "plait::adam_rows"),
-    "cross-entropy": ("_Pieces", "aten::_log_softmax", "aten::nll_loss"),
+    "cross-entropy": ("linear_cross_entropy", "_Pieces", "aten::_log_softmax", "aten::nll_loss"),
     "norms": ("rms_norm", "layer_norm"),
     "attention": ("_ExchangeBackward", "_Exchange", "attention"),
     "scan, convolution": ("selective_scan", "causal_conv", "step_size"),
     "memory": ("weighted_bag", "product_key", "aten::embedding_bag"),
     "embedding": ("aten::embedding",),
-    "copies": ("aten::copy_", "aten::clone", "aten::cat", "aten::index", "aten::fill_", "permute")
-    + ("aten::zero_", "aten::gather", "aten::scatter", "_Take", "_Put", "aten::contiguous"),
+    "copies": (
+        "aten::copy_",
+        "aten::clone",
+        "aten::cat",
+        "aten::index",
+        "aten::fill_",
+        "permute",
+        "aten::zero_",
+        "aten::gather",
+        "aten::scatter",
+        "_Take",
+        "_Put",
+    ),
     "Python": ("step", "autograd::engine"),
 }
 """Kinds of operations by parts of their names, or of what they were called by; the rest is
@@ -130,12 +141,13 @@ def measure(preset: str, options: Options) -> Step:
     plain = Plain(run.config.model, run.vocabulary.size)
     meter = Utilisation(run.model, peak=1.0)
     rounds, peaks, wait = [], [], []
+    tokens_BT = run.loader.batch(0).tokens_BT
     for i in range(options.rounds + 2):
         before, wall = run.loader.wait_s, time.perf_counter()
         flops, tokens = meter.flops, meter.tokens
         ours = clock(lambda: run._train_step(watched(batches, meter)))
         waited = (run.loader.wait_s - before) / (time.perf_counter() - wall)
-        theirs = clock(lambda: plain.step(run.loader.batch(i).tokens_BT))
+        theirs = clock(lambda: plain.step(tokens_BT))
         peaks.append(peak_flops(torch.device("cpu"), shapes(run)))
         if i > 1:
             rounds.append((ours, theirs, meter.flops - flops, meter.tokens - tokens))
@@ -210,7 +222,7 @@ def kind_of(names: list[str]) -> str:
 
 
 class Plain(nn.Module):
-    """What one writes first: a decoder of torch's layers, trained on rows as if documents were one."""
+    """What one writes first: a decoder of torch's layers, trained on rows as one document each."""
 
     def __init__(self, config: ModelConfig, vocabulary: int) -> None:
         super().__init__()

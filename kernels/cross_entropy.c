@@ -51,10 +51,10 @@ static inline vec larger(vec a, vec b) {
     return (vec)(((ints)a & first) | ((ints)b & ~first));
 }
 
-/* Adds the bias to a row of logits and finds its log-partition: log sum exp. */
-static float partition_of(int64_t V, float *row, const float *bias) {
+/* Adds the bias to a row of logits; the highest of them. */
+static float add_bias(int64_t V, float *row, const float *bias) {
     const int64_t whole = V - V % WIDTH;
-    vec top = (vec){0} - INFINITY, sum = {0};
+    vec top = (vec){0} - INFINITY;
     for (int64_t v = 0; v < whole; v += WIDTH) {
         const vec x = take(row + v) + take(bias + v);
         memcpy(row + v, &x, sizeof x);
@@ -64,39 +64,43 @@ static float partition_of(int64_t V, float *row, const float *bias) {
     if (whole < V) top = larger(top, take_last(row + whole, V - whole));
     float highest = -INFINITY;
     for (int i = 0; i < WIDTH; i++) highest = top[i] > highest ? top[i] : highest;
-    for (int64_t v = 0; v < whole; v += WIDTH) sum += exp_of(take(row + v) - highest);
-    if (whole < V) sum += exp_of(take_last(row + whole, V - whole) - highest);
+    return highest;
+}
+
+/* A row of logits becomes exp(logit - highest); their sum. */
+static float exponentials(int64_t V, float *row, float highest) {
+    const int64_t whole = V - V % WIDTH;
+    vec sum = {0};
+    for (int64_t v = 0; v < whole; v += WIDTH) {
+        const vec e = exp_of(take(row + v) - highest);
+        memcpy(row + v, &e, sizeof e);
+        sum += e;
+    }
+    if (whole < V) {
+        const vec e = exp_of(take_last(row + whole, V - whole) - highest);
+        memcpy(row + whole, &e, (V - whole) * sizeof(float));
+        sum += e;
+    }
     double total = 0;
     for (int i = 0; i < WIDTH; i++) total += sum[i];
-    return highest + (float)log(total);
+    return (float)total;
 }
 
-/* Loss and log-partition of rows of logits [N, V], to which the bias [V] is added in place. */
-void losses(int64_t N, int64_t V, int threads, float *logits, const float *bias,
-            const int64_t *target, float *loss, float *partition) {
+/* Loss and log-partition (log sum exp) of rows of logits [N, V] with the bias [V]. The logits are
+ * used up; where `learns` they become their gradient: that of `dloss` times loss + z partition^2. */
+void cross_entropy(int64_t N, int64_t V, int64_t learns, int threads, float *logits,
+                   const float *bias, const int64_t *target, const float *dloss, const float *z,
+                   float *loss, float *partition) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < N; n++) {
         float *row = logits + n * V;
-        partition[n] = partition_of(V, row, bias);
-        loss[n] = partition[n] - row[target[n]];
-    }
-}
-
-/* Logits with their bias become their gradient in place: weight softmax, less `own` at the target. */
-void gradients(int64_t N, int64_t V, int threads, float *logits, const int64_t *target,
-               const float *partition, const float *weight, const float *own) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t n = 0; n < N; n++) {
-        float *row = logits + n * V;
-        const int64_t whole = V - V % WIDTH;
-        for (int64_t v = 0; v < whole; v += WIDTH) {
-            const vec d = exp_of(take(row + v) - partition[n]) * weight[n];
-            memcpy(row + v, &d, sizeof d);
-        }
-        if (whole < V) {
-            const vec d = exp_of(take_last(row + whole, V - whole) - partition[n]) * weight[n];
-            memcpy(row + whole, &d, (V - whole) * sizeof(float));
-        }
-        row[target[n]] -= own[n];
+        const float highest = add_bias(V, row, bias), picked = row[target[n]];
+        const float sum = exponentials(V, row, highest), whole = highest + logf(sum);
+        partition[n] = whole;
+        loss[n] = whole - picked;
+        if (!learns) continue;
+        const float factor = dloss[n] * (1 + 2 * *z * whole) / sum;
+        for (int64_t v = 0; v < V; v++) row[v] *= factor;
+        row[target[n]] -= dloss[n];
     }
 }

@@ -10,6 +10,8 @@ The z-loss, `z_loss * partition ** 2`, is in the gradient alone.
 N rows, D width, V vocabulary.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -65,15 +67,16 @@ def loss_op(
     x: Tensor, w: Tensor, bias: Tensor, target: Tensor, z_loss: float, learns: bool
 ) -> list[Tensor]:
     """Losses, partitions, and where asked for the gradients of x and w if all losses had 1."""
-    loss_N = x.new_empty(len(x))
+    loss_N, dloss_N = x.new_empty(len(x)), x.new_ones(len(x))
     partition_N = torch.empty_like(loss_N)
-    dx_ND, dw_VD = torch.empty_like(x if learns else x[:0]), torch.zeros_like(w if learns else w[:0])
-    ones_N = torch.ones_like(loss_N)
+    dx_ND, dw_VD = (
+        torch.empty_like(x if learns else x[:0]),
+        torch.zeros_like(w if learns else w[:0]),
+    )
     for rows, logits_nV in _logits(x, w):
-        here = (loss_N[rows], partition_N[rows])
-        call("cross_entropy", "losses", logits_nV.shape, (logits_nV, bias, target[rows], *here))
+        inputs = (bias, target[rows], dloss_N[rows], torch.tensor([z_loss]))
+        _softmax(logits_nV, inputs, (loss_N[rows], partition_N[rows]), learns)
         if learns:
-            _gradient_(logits_nV, target[rows], partition_N[rows], ones_N[rows], z_loss)
             torch.mm(logits_nV, w, out=dx_ND[rows])
             dw_VD.addmm_(logits_nV.T, x[rows])
     return [loss_N, partition_N, dx_ND, dw_VD]
@@ -87,11 +90,10 @@ def weight_op(
     if not len(x) or bool((dloss == dloss[0]).all()):
         return dw * dloss[0] if len(x) else dw.clone()
     dw_VD = torch.zeros_like(w)
-    unused_N, partition_N = torch.empty_like(dloss), torch.empty_like(dloss)
+    unused = (torch.empty_like(dloss), torch.empty_like(dloss))
     for rows, logits_nV in _logits(x, w):
-        here = (unused_N[rows], partition_N[rows])
-        call("cross_entropy", "losses", logits_nV.shape, (logits_nV, bias, target[rows], *here))
-        _gradient_(logits_nV, target[rows], partition_N[rows], dloss[rows], z_loss)
+        inputs = (bias, target[rows], dloss[rows], torch.tensor([z_loss]))
+        _softmax(logits_nV, inputs, tuple(part_N[rows] for part_N in unused), True)
         dw_VD.addmm_(logits_nV.T, x[rows])
     return dw_VD
 
@@ -124,7 +126,7 @@ def _differentiate(ctx, gradients):
 loss_op.register_autograd(_differentiate, setup_context=_save)
 
 
-def _logits(x_ND: Tensor, w_VD: Tensor):
+def _logits(x_ND: Tensor, w_VD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows and their logits without bias, piece by piece in the same memory."""
     pieces = _pieces(len(x_ND), len(w_VD))
     piece_nV = x_ND.new_empty(len(x_ND[pieces[0]]) if pieces else 0, len(w_VD))
@@ -133,12 +135,11 @@ def _logits(x_ND: Tensor, w_VD: Tensor):
         yield rows, torch.mm(x_nD, w_VD.T, out=piece_nV[: len(x_nD)])
 
 
-def _gradient_(
-    logits_nV: Tensor, target_n: Tensor, partition_n: Tensor, dloss_n: Tensor, z_loss: float
+def _softmax(
+    logits_nV: Tensor, inputs: Sequence[Tensor], out: Sequence[Tensor], learns: bool
 ) -> None:
-    weight_n = dloss_n * (1 + 2 * z_loss * partition_n)  # of the softmax; the target takes dloss
-    tensors = (logits_nV, target_n, partition_n, weight_n, dloss_n)
-    call("cross_entropy", "gradients", logits_nV.shape, tensors)
+    """Losses and partitions into `out`; the logits become their gradient, or are used up."""
+    call("cross_entropy", "cross_entropy", (*logits_nV.shape, learns), (logits_nV, *inputs, *out))
 
 
 class _Pieces(torch.autograd.Function):

@@ -1,8 +1,8 @@
 """Operations a second of a run, and their share of what its device can do (MFU).
 
-Counted are the model's own products, forward and backward (arXiv:2204.02311, appendix B): 6 a weight
-that a token meets (flops.py), and attention's over the square of each document's length, as packed
-documents do not see each other. What is computed twice to save memory counts once. The device's
+Counted are the model's own products, forward and backward (arXiv:2204.02311, appendix B): 6 a
+weight that a token meets (flops.py), and attention's over the square of each document's length, as
+packed documents do not see each other. What is computed twice to save memory counts once. The device's
 peak is measured, not looked up: the best of a few products, a tenth of a second at the start.
 """
 
