@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, optimizer, run_store
+from plait.models import flops, optimizer, run_store, speed
 from plait.models.decoder import Decoder, Losses
 from plait.models.plan import Plan
 from plait.models.run_config import RunConfig, read_config
+from plait.models.utilisation import Utilisation
 from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
@@ -33,7 +34,7 @@ from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "checkpoint."),
+    *("steps", "data", "mixture.", "out", "log.", "checkpoint.", "speed."),
     *("validation.batches", "dry_run"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, `data`
@@ -66,10 +67,12 @@ class Run:
         self.held_out = [Stream(path) for path in config.validation.data]
         self.vocabulary = Vocabulary.merge([stream.tokenizers for stream in self.streams])
         rows = self._rows("train")
-        self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=_with_plan)
+        self.loader = Loader(rows, batch_size=config.rows.batch_size, prepare=self._prepare)
         torch.manual_seed(config.seed)
         self.model = Decoder(config.model, self.vocabulary).to(self.device)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
+        speed.apply(self.model, config.speed, self.device)
+        self.utilisation = Utilisation(self.model)
         self.meters = Meters(self.vocabulary.modalities)
         self.step = 0
 
@@ -94,8 +97,9 @@ class Run:
                 last = self.step == steps
                 validate = validating and (last or self.step % c.validation.every == 0)
                 if last or validate or self.step % c.log.every == 0:
-                    speed = clock.line(self.meters.window_tokens)
-                    line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+                    rate = clock.line(self.meters.window_tokens)
+                    rate |= self.utilisation.line(rate["tokens_per_s"])
+                    line = {"step": self.step, "lr": lr, **self.meters.line(), **rate}
                     if validate:
                         line |= self.validate()
                     self._log(line, clock, board)
@@ -125,6 +129,7 @@ class Run:
             losses = self._losses(batch, plan)
             (losses.sum_M.sum() / targets).backward()
             self.meters.add(batch, losses.sum_M, losses.count_M)
+            self.utilisation.add(batch)
         norm = self.optimizer.clip()
         if not math.isfinite(norm):
             raise PlaitError(
@@ -137,10 +142,17 @@ class Run:
         self.meters.steps += 1
         return c.optimizer.lr * share
 
+    def _prepare(self, batch: Batch) -> tuple[Batch, Plan]:
+        """A batch and its plan, in the loader's thread; page-locked, so that no GPU is awaited."""
+        plan = Plan.of(batch)
+        pinned = self.device.type == "cuda"
+        return (batch.pin_memory(), plan.pin_memory()) if pinned else (batch, plan)
+
     def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
-            return self.model.loss(batch.to(self.device), plan.to(self.device), leaking=leaking)
+            batch, plan = (x.to(self.device, non_blocking=True) for x in (batch, plan))
+            return self.model.loss(batch, plan, leaking=leaking)
 
     @torch.no_grad()
     def validate(self) -> Line:
@@ -247,10 +259,6 @@ class Run:
         meters = state["meters"]
         self.meters = Meters(**{**meters, "modalities": tuple(meters["modalities"])})
         self.step = state["step"]
-
-
-def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
-    return batch, Plan.of(batch)
 
 
 def _device(name: str) -> torch.device:

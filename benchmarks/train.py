@@ -10,7 +10,9 @@ batches from its loader. Printed are:
   the ratio is the median of the rounds' ratios;
 - model FLOPs of the tokens' own weights and documents over those of the machine's best product of
   square and of model-shaped matrices, timed between the rounds (MFU);
-- the share of time that the step waits for data.
+- the share of time that the step waits for data;
+- the most memory that a step holds above weights and optimizer, in MiB, and both figures with
+  blocks that run again backward (`speed.checkpoint_activations`).
 
 Bars: dense spends 70 % on products and takes no longer than the plain decoder; each preset waits
 for data less than 2 % of the time. Exit code 1 if one is missed.
@@ -34,7 +36,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from plait.models.config import ModelConfig
 from plait.models.layers import rotate, rotation
 from plait.models.run_config import PRESETS, read_config
-from plait.models.utilisation import Utilisation, peak_flops
+from plait.models.utilisation import SIZES, Utilisation, best_flops
 from plait.pipeline.tables import make_console, print_table
 from plait.train import Run
 
@@ -64,7 +66,6 @@ KINDS = {
 }
 """Kinds of operations by parts of their names, or of what they were called by; the rest is
 elementwise. The first that fits counts, so a product inside of anything is a product."""
-SQUARE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,9 @@ class Step:
     tokens: float
     mfu: float
     wait: float
+    held: float
+    again: tuple[float, float]
+    """Memory, and time as a ratio, with blocks that run again."""
     shares: dict[str, float]
 
 
@@ -103,7 +107,10 @@ def main(options: Options) -> int:
     torch.set_num_threads(1)
     names = sorted(p.stem for p in PRESETS.glob("*.toml"))
     presets = names if options.presets == ("all",) else options.presets
-    steps = [measure(name, options) for name in presets]
+    steps = []
+    for name in presets:
+        steps.append(measure(name, options))
+        print(steps[-1], file=sys.stderr, flush=True)
     console, kinds = make_console(), [*KINDS, "elementwise"]
     print_table(
         console,
@@ -115,6 +122,9 @@ def main(options: Options) -> int:
             ["tokens a CPU second", *(f"{s.tokens / s.cpu_s:,.0f}" for s in steps)],
             ["MFU", *(f"{s.mfu:.1%}" for s in steps)],
             ["waits for data", *(f"{s.wait:.2%}" for s in steps)],
+            ["MiB of a step", *(f"{s.held:,.0f}" for s in steps)],
+            ["blocks run again: MiB", *(f"{s.again[0]:,.0f}" for s in steps)],
+            ["blocks run again: time", *(f"{s.again[1]:.2f}" for s in steps)],
         ],
     )
     missed = list(itertools.chain.from_iterable(misses(s, options) for s in steps))
@@ -137,10 +147,12 @@ def measure(preset: str, options: Options) -> Step:
     with tempfile.TemporaryDirectory() as out:
         words = ["--data", options.data, "--out", out, "--device", "cpu", "--steps", "1000"]
         run = Run(read_config([preset, *words, *options.extra]))
+    run.optimizer.clip = named(run.optimizer.clip)
+    run.optimizer.step = named(run.optimizer.step)
     batches = iter(run.loader)
     plain = Plain(run.config.model, run.vocabulary.size)
-    meter = Utilisation(run.model, peak=1.0)
-    rounds, peaks, wait = [], [], []
+    meter = Utilisation(run.model)
+    rounds, peaks, wait, again = [], [], [], []
     tokens_BT = run.loader.batch(0).tokens_BT
     for i in range(options.rounds + 2):
         before, wall = run.loader.wait_s, time.perf_counter()
@@ -148,11 +160,17 @@ def measure(preset: str, options: Options) -> Step:
         ours = clock(lambda: run._train_step(watched(batches, meter)))
         waited = (run.loader.wait_s - before) / (time.perf_counter() - wall)
         theirs = clock(lambda: plain.step(tokens_BT))
-        peaks.append(peak_flops(torch.device("cpu"), shapes(run)))
+        peaks.append(best_flops(run.device, shapes(run)))
+        run.model.checkpoint_activations = True
+        again.append(clock(lambda: run._train_step(batches)) / ours)
+        run.model.checkpoint_activations = run.config.speed.checkpoint_activations
         if i > 1:
             rounds.append((ours, theirs, meter.flops - flops, meter.tokens - tokens))
             wait.append(waited)
     shares = profiled(lambda: run._train_step(batches), options.profiled)
+    held = held_bytes(lambda: run._train_step(batches))
+    run.model.checkpoint_activations = True
+    held_again = held_bytes(lambda: run._train_step(batches))
     batches.close()
     cpu_s = statistics.median(ours for ours, *_ in rounds)
     return Step(
@@ -162,6 +180,8 @@ def measure(preset: str, options: Options) -> Step:
         tokens=statistics.median(tokens for *_, tokens in rounds),
         mfu=statistics.median(flops / ours for ours, _, flops, _ in rounds) / max(peaks),
         wait=statistics.median(wait),
+        held=held / 2**20,
+        again=(held_again / 2**20, statistics.median(again[2:])),
         shares=shares,
     )
 
@@ -174,10 +194,15 @@ def watched(batches: Iterator, meter: Utilisation) -> Iterator:
 
 
 def shapes(run: Run) -> list[tuple[int, int, int]]:
-    """Products of the model's shapes: the gated half of a feed-forward, and a piece of the head."""
+    """Square products, and two of the model's: into a feed-forward, and a piece of the head."""
     c = run.config
     rows = c.rows.batch_size * c.rows.seq_len
-    return [(rows, c.model.dim, 2 * c.model.ffn_dim), (256, c.model.dim, run.vocabulary.size)]
+    squares = [(n, n, n) for n in SIZES["cpu"]]
+    return [
+        *squares,
+        (rows, c.model.dim, 2 * c.model.ffn_dim),
+        (256, c.model.dim, run.vocabulary.size),
+    ]
 
 
 def clock(step: Callable[[], object]) -> float:
@@ -199,6 +224,28 @@ def profiled(step: Callable[[], object], steps: int) -> dict[str, float]:
             spent[kind_of(names)] += event.self_cpu_time_total
     whole = sum(spent.values())
     return {kind: spent[kind] / whole for kind in (*KINDS, "elementwise")}
+
+
+def named(function: Callable[..., float | None]) -> Callable[..., float | None]:
+    """The function, under the optimizer's name in a profile: what it calls in C has none."""
+
+    def run(*args: float) -> float | None:
+        with record_function("Optimizer.all"):
+            return function(*args)
+
+    return run
+
+
+def held_bytes(step: Callable[[], object]) -> int:
+    """The most memory that tensors of a step hold at once, above what they held before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
 
 
 def called_by(event) -> list[str]:

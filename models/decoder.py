@@ -28,6 +28,7 @@ from plait.models.layers import ModalityNorm, rotation, truncated_normal
 from plait.models.mamba import Mamba, MambaCache
 from plait.models.memory import Memory
 from plait.models.plan import Order, Plan, prompt_batch
+from plait.models.recompute import run_again
 from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
@@ -168,6 +169,7 @@ class Decoder(nn.Module):
         self.norm = ModalityNorm(config.dim, 1, config.norm_eps)
         self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
+        self.checkpoint_activations = False
         self.values = None
         if any(channel == "memory" for _, channel in config.blocks):
             self.values = ValueTable(config.memory_keys**2, config.value_dim, values_group)
@@ -317,7 +319,10 @@ class Decoder(nn.Module):
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         states = [None] * len(self.blocks) if cache is None else cache.mixers
         for block, state in zip(self.blocks, states, strict=True):
-            x_ND = block(x_ND, context, state)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x_ND = run_again(block, x_ND, context)
+            else:
+                x_ND = block(x_ND, context, state)
         context.note("output_rms", x_ND.detach().float().square().mean().sqrt())
         return self.norm(x_ND, order), context
 

@@ -13,6 +13,7 @@ import tyro
 
 from plait.models.config import ModelConfig
 from plait.models.optimizer import OptimizerConfig
+from plait.models.speed import SpeedConfig
 from plait.pipeline import config as toml
 from plait.tokenizers.errors import ConfigError
 
@@ -138,6 +139,7 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     def __post_init__(self) -> None:
         for name, value in {

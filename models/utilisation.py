@@ -2,12 +2,13 @@
 
 Counted are the model's own products, forward and backward (arXiv:2204.02311, appendix B): 6 a
 weight that a token meets (flops.py), and attention's over the square of each document's length, as
-packed documents do not see each other. What is computed twice to save memory counts once. The device's
-peak is measured, not looked up: the best of a few products, a tenth of a second at the start.
+packed documents do not see each other. What is made again to save memory counts once. The device's
+peak is measured, not looked up: the best of a few products, a tenth of a second once.
 """
 
 import time
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -25,9 +26,8 @@ REPEATS = 3
 class Utilisation:
     """Operations of the batches since the last line."""
 
-    def __init__(self, model: Decoder, peak: float) -> None:
-        """`peak` are the operations a second that the device can do (`peak_flops`)."""
-        self.peak = peak
+    def __init__(self, model: Decoder) -> None:
+        self._device = model.embedding.device
         weights = flops.flops_per_token(model, 0)
         self._weights = list(weights.values())
         first = next(iter(weights))
@@ -50,19 +50,23 @@ class Utilisation:
         """Operations a second at this speed, and of the peak; begins a new window."""
         rate = tokens_per_s * self.flops / max(1, self.tokens)
         self.flops, self.tokens = 0.0, 0
-        return {"flops_per_s": rate, "mfu": rate / self.peak}
+        return {"flops_per_s": rate, "mfu": rate / peak_flops(self._device)}
 
 
-def peak_flops(device: torch.device, shapes: Sequence[tuple[int, int, int]] = ()) -> float:
-    """Operations a second of the best product: square ones, and `shapes` (rows, inner, columns).
+@cache
+def peak_flops(device: torch.device) -> float:
+    """Operations a second of the best square product, measured once."""
+    return best_flops(device, [(n, n, n) for n in SIZES.get(device.type, SIZES["cuda"])])
+
+
+def best_flops(device: torch.device, shapes: Sequence[tuple[int, int, int]]) -> float:
+    """Operations a second of the best of some products, each of (rows, inner, columns).
 
     In the type of a training step: float32 on a CPU, bfloat16 on a GPU.
     """
-    kind = "cuda" if device.type == "cuda" else "cpu"
-    squares = [(n, n, n) for n in SIZES[kind]]
-    dtype = torch.bfloat16 if kind == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     best = 0.0
-    for rows, inner, columns in (*squares, *shapes):
+    for rows, inner, columns in shapes:
         a = torch.ones(rows, inner, device=device, dtype=dtype)
         b = torch.ones(inner, columns, device=device, dtype=dtype)
         seconds = min(_seconds(a, b) for _ in range(REPEATS + 1))

@@ -105,7 +105,9 @@ def progress_line(line: Line, modalities: tuple[str, ...], steps: int, left_s: f
         text += f"  validation {losses('validation/')}"
     if "leaking_validation/loss" in line:
         text += f"  leaking {_number(line['leaking_validation/loss'])}"
-    speed = f"{line['tokens_per_s']:,.0f} tok/s  wait {line['data_wait']:.1%}"
+    speed = (
+        f"{line['tokens_per_s']:,.0f} tok/s  MFU {line['mfu']:.0%}  wait {line['data_wait']:.1%}"
+    )
     return (
         f"{text}  lr {line['lr']:.1e}  grad {line['grad_norm']:.2f}"
         f"  {speed}  left {duration(left_s)}"

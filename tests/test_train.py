@@ -32,7 +32,7 @@ def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
 
 
 def lines(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait")
+    timed = ("tokens_per_s", "data_wait", "flops_per_s", "mfu")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timed} for line in found]
 
