@@ -98,7 +98,7 @@ class Run:
                 validate = validating and (last or self.step % c.validation.every == 0)
                 if last or validate or self.step % c.log.every == 0:
                     rate = clock.line(self.meters.window_tokens)
-                    rate |= self.utilisation.line(rate["tokens_per_s"])
+                    rate |= self.utilisation.line(rate["tokens_per_s"] or 0.0)
                     line = {"step": self.step, "lr": lr, **self.meters.line(), **rate}
                     if validate:
                         line |= self.validate()
@@ -151,7 +151,8 @@ class Run:
     def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
-            batch, plan = (x.to(self.device, non_blocking=True) for x in (batch, plan))
+            batch = batch.to(self.device, non_blocking=True)
+            plan = plan.to(self.device, non_blocking=True)
             return self.model.loss(batch, plan, leaking=leaking)
 
     @torch.no_grad()

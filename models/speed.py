@@ -23,8 +23,8 @@ class SpeedConfig:
     """How a step is run; none of it changes what is learned."""
 
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of the blocks; auto is on for a GPU and off for a CPU, where compiling takes
-    half a minute and saves a few hundredths of a step."""
+    """torch.compile of the blocks; auto is on for a GPU and off for a CPU, where norms,
+    gates and the loss are in C as it is, and compiling takes longer than a short run saves."""
     checkpoint_activations: bool = False
     """Keep the input of each block alone and run it again backward: less memory, a third more
     products in the blocks, the same bits."""
