@@ -22,7 +22,7 @@ from plait.models.recompute import in_own_context
 class SpeedConfig:
     """How a step is run; none of it changes what is learned."""
 
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off"] = "off"
     """torch.compile of the blocks; auto is on for a GPU and off for a CPU, where norms,
     gates and the loss are in C as it is, and compiling takes longer than a short run saves."""
     checkpoint_activations: bool = False
@@ -37,21 +37,25 @@ def apply(model: Decoder, config: SpeedConfig, device: torch.device) -> None:
         compile_blocks(model)
 
 
-def compile_blocks(model: Decoder, backend: str = "inductor") -> None:
-    """Compile what is the same for all batches in each block, in training."""
+def compile_blocks(model: Decoder, backend: str = "inductor", *, whole: bool = False) -> None:
+    """Compile what is the same for all batches in each block, in training.
+
+    With `whole`, what cannot be traced is an error; else it runs as it is.
+    """
+    options = {"backend": backend, "fullgraph": whole}
     for block in model.blocks:
         assert isinstance(block, Block)
         if isinstance(block.mixer, Attention):
-            _compile(block, "_channel", block, backend)
-            _compile(block.mixer, "_project", block, backend)
+            _compile(block, "_channel", block, options)
+            _compile(block.mixer, "_project", block, options)
         else:
-            _compile(block, "_run", block, backend)
+            _compile(block, "_run", block, options)
 
 
-def _compile(owner: nn.Module, name: str, block: Block, backend: str) -> None:
+def _compile(owner: nn.Module, name: str, block: Block, options: dict) -> None:
     """Put a compiled method in the place of a method `(x, context)`."""
     plain: Callable = getattr(owner, name)
-    fast = in_own_context(torch.compile(plain, backend=backend, fullgraph=True))
+    fast = in_own_context(torch.compile(plain, **options))
 
     def run(x, context, *more):
         if block.training and not more:

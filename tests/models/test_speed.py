@@ -59,7 +59,7 @@ def test_compiled_blocks_serve_all_batches(preset, new_decoder, new_batch):
     compiled = copy.deepcopy(plain)
     torch._dynamo.reset()
     counters.clear()
-    compile_blocks(compiled, backend="aot_eager")
+    compile_blocks(compiled, backend="aot_eager", whole=True)
     graphs = []
     for i in range(20):
         batch = new_batch([(5 + i, 30 - i), (3, 12 + i)], seed=i, padding=i % 3)
