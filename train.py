@@ -27,6 +27,7 @@ from plait.models.plan import Plan
 from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import RunConfig, read_config
 from plait.models.saver import Saver
+from plait.models.utilisation import Utilisation
 from plait.models.watch import Watch
 from plait.pipeline.batch import Batch
 from plait.pipeline.learned import Learned
@@ -91,6 +92,8 @@ class Run:
         self.model = Decoder(config.model, self.vocabulary, ranks.group).to(self.device)
         parallel.distribute(self.model, config.parallel, ranks)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
+        speed.apply(self.model, config.speed, self.device)
+        self.utilisation = Utilisation(self.model)
         self.meters = Meters(self.vocabulary.modalities)
         self.watch = Watch(
             config.guard,
@@ -207,10 +210,18 @@ class Run:
             self.meters.steps += 1
         return c.optimizer.lr * share
 
+    def _prepare(self, batch: Batch) -> tuple[Batch, Plan]:
+        """A batch and its plan, in the loader's thread; page-locked, so that no GPU is awaited."""
+        plan = Plan.of(batch)
+        pinned = self.device.type == "cuda"
+        return (batch.pin_memory(), plan.pin_memory()) if pinned else (batch, plan)
+
     def _losses(self, batch: Batch, plan: Plan, *, leaking: bool = False) -> Losses:
         autocast = torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda")
         with autocast:
-            return self.model.loss(batch.to(self.device), plan.to(self.device), leaking=leaking)
+            batch = batch.to(self.device, non_blocking=True)
+            plan = plan.to(self.device, non_blocking=True)
+            return self.model.loss(batch, plan, leaking=leaking)
 
     @torch.no_grad()
     def validate(self) -> Line:
@@ -338,10 +349,6 @@ class Run:
         self.watch.load_state(state.get("watch", {}))
         self.step = state["step"]
         self.unreported = state["unreported"]
-
-
-def _with_plan(batch: Batch) -> tuple[Batch, Plan]:
-    return batch, Plan.of(batch)
 
 
 if __name__ == "__main__":

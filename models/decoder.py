@@ -30,6 +30,7 @@ from plait.models.memory import Memory
 from plait.models.memory_beside import MemoryBeside
 from plait.models.plan import Order, Plan, prompt_batch
 from plait.models.ranks import ALONE
+from plait.models.recompute import run_again
 from plait.models.values import ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.vocabulary import Vocabulary
@@ -172,6 +173,7 @@ class Decoder(nn.Module):
         self.norm = ModalityNorm(config.dim, 1, config.norm_eps)
         self.head = nn.Parameter(torch.empty(vocabulary.size, config.dim))
         self.modality_head = nn.Parameter(torch.empty(modalities, config.dim))
+        self.checkpoint_activations = False
         self.values = None
         if config.has_memory:
             self.values = ValueTable(config.memory_keys**2, config.value_dim, values_group)
@@ -216,13 +218,11 @@ class Decoder(nn.Module):
         plan = plan or Plan.of(batch)
         x_ND, context = self._trunk(batch, plan, leaking)
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
-        loss_J, partition_J = linear_cross_entropy(x_JD, self._head(), self.prior_V, plan.targets_J)
+        head = (self._head(), self.prior_V, plan.targets_J, self.config.z_loss)
+        loss_J, partition_J = linear_cross_entropy(x_JD, *head)
         sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
         if self.config.z_loss:
-            square_J = partition_J.square()
-            context.note("z_loss", square_J.sum(), len(square_J))
-            square_M = torch.stack([part.sum() for part in square_J.split(plan.target_counts)])
-            sum_M = sum_M + self.config.z_loss * (square_M - square_M.detach())
+            context.note("z_loss", partition_J.square().sum(), len(partition_J))
         if context.losses:
             targets = sum(n for (n,) in self.ranks.numbers([sum(plan.target_counts)]))
             share = PARTS_WEIGHT * targets / len(sum_M)
@@ -336,7 +336,10 @@ class Decoder(nn.Module):
         x_ND = self._embed(order.sort(batch.tokens_BT.flatten()))
         states = [None] * len(self.blocks) if cache is None else cache.mixers
         for number, (block, state) in enumerate(zip(self.blocks, states, strict=True)):
-            x_ND = block(x_ND, context, state)
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x_ND = run_again(block, x_ND, context)
+            else:
+                x_ND = block(x_ND, context, state)
             context.note(f"rms/block_{number}", _rms(x_ND.detach()))
         context.note("output_rms", _rms(x_ND.detach()))
         return self.norm(x_ND, order), context

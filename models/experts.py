@@ -9,9 +9,9 @@ outputs, the gate of a token with one expert cancels out, and its router's gradi
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.kernels.gated_silu import gated_silu
 from plait.kernels.grouped_linear import grouped_linear
 from plait.models.config import ModelConfig
 from plait.models.context import Context
@@ -44,8 +44,8 @@ class Experts(nn.Module):
             real = sum(context.order.real)
             context.note("experts_dropped", real - reached_M.sum(), real)
         x_JD = take(x_ND, choice.row_J)
-        gate_JF, up_JF = grouped_linear(x_JD, self.gate_up, choice.counts).chunk(2, -1)
-        y_JD = grouped_linear(F.silu(gate_JF) * up_JF, self.down, choice.counts)
+        h_JF = gated_silu(grouped_linear(x_JD, self.gate_up, choice.counts))
+        y_JD = grouped_linear(h_JF, self.down, choice.counts)
         if norm is not None:
             y_JD = norm(
                 y_JD, dataclasses.replace(context.order, counts=self._groups(choice.counts))

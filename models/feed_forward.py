@@ -1,8 +1,8 @@
 """The gated feed-forward (SwiGLU, arXiv:2002.05202), with weights that may be untied."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.kernels.gated_silu import gated_silu
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.layers import ModalityLinear
@@ -19,5 +19,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x_ND: Tensor, context: Context) -> Tensor:
         """[N, D] to [N, D], both sorted."""
-        gate_NF, up_NF = self.gate_up(x_ND, context.order).chunk(2, dim=-1)
-        return self.down(F.silu(gate_NF) * up_NF, context.order)
+        return self.down(gated_silu(self.gate_up(x_ND, context.order)), context.order)

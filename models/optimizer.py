@@ -137,7 +137,7 @@ class Optimizer:
 
     def zero_grad(self) -> None:
         """Forget all gradients, and the table's readings."""
-        self.adam.zero_grad(set_to_none=False)
+        self.adam.zero_grad()
         if self.table is not None:
             self.table.table.ledger.clear()
 

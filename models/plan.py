@@ -114,6 +114,16 @@ class Order:
             inverse_N=self.inverse_N.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> Self:
+        """The same order in page-locked memory."""
+        if self.permutation_N is None or self.inverse_N is None:
+            return self
+        return replace(
+            self,
+            permutation_N=self.permutation_N.pin_memory(),
+            inverse_N=self.inverse_N.pin_memory(),
+        )
+
     def rows(self, flat_J: Tensor) -> Tensor:
         """Where flat positions stand in this order."""
         return flat_J if self.inverse_N is None else self.inverse_N[flat_J]
@@ -167,8 +177,15 @@ class Plan:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """The same plan with its tensors on another device; sizes stay on the host."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same plan in page-locked memory, for fast copies to a GPU."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function) -> Self:
         moved = {
-            field.name: value.to(device, non_blocking=non_blocking)
+            field.name: function(value)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor | AttentionLayout | Order)
         }

@@ -17,6 +17,7 @@ from plait.models.initialise import InitConfig
 from plait.models.objective import ObjectiveConfig
 from plait.models.optimizer import OptimizerConfig
 from plait.models.parallel import ParallelConfig
+from plait.models.speed import SpeedConfig
 from plait.pipeline import config as toml
 from plait.pipeline.trackers import LogConfig
 from plait.tokenizers.errors import ConfigError
@@ -140,6 +141,7 @@ class RunConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     log: LogConfig = field(default_factory=LogConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
     def __post_init__(self) -> None:
         for name, value in {

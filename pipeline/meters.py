@@ -136,7 +136,8 @@ def progress_line(line: Line, modalities: tuple[str, ...], steps: int) -> str:
         text += f"  leaking {_number(line['leaking_validation/loss'])}"
     if line.get("skipped"):
         text += f"  skipped {line['skipped']}"
-    speed = f"{line['tokens_per_s']:,.0f} tok/s  wait {line['data_wait']:.1%}"
+    speed = f"{line['tokens_per_s']:,.0f} tok/s  MFU {line['mfu']:.0%}"
+    speed += f"  wait {line['data_wait']:.1%}"
     left_s = line["left_s"] or 0.0
     left = f"left {duration(left_s)}, to {time_of_day(left_s)}" if left_s else "done"
     return f"{text}  lr {line['lr']:.1e}  grad {_number(line['grad_norm'], 2)}  {speed}  {left}"

@@ -28,7 +28,7 @@ def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
 
 
 def lines(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait", "step_s", "left_s")
+    timed = ("tokens_per_s", "data_wait", "step_s", "left_s", "flops_per_s", "mfu")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in timed} for line in found]
 
@@ -174,9 +174,11 @@ def test_metrics_have_the_promised_keys(sample_stream, tmp_path):
     Run(config("mot", sample_stream, tmp_path / "run", "--log.tensorboard")).train()
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     promised = {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_s", "data_wait", "fill"}
+    promised |= {"flops_per_s", "mfu"}
     by_modality = {f"loss/{m}" for m in ("text", "image", "speech", "bytes")}
     assert promised | by_modality | {"validation/loss"} <= set(last)
     assert 0 < last["fill"] <= 1
+    assert 0 < last["mfu"] < 2
     assert any((tmp_path / "run" / "tensorboard").iterdir())
 
 

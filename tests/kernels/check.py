@@ -58,6 +58,18 @@ def check_op(op, args: tuple) -> None:
         torch.library.opcheck(op, args)
 
 
+def peak_bytes(function: Callable[[], object]) -> int:
+    """The most memory that torch's tensors held on the CPU at once, above what they hold now."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        function()
+    held = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
 def _run(function: Op, inputs: Sequence[Tensor], cotangent) -> tuple[Tensor, list[Tensor]]:
     leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
     y = function(*leaves)
