@@ -6,6 +6,7 @@ batch on). Attention's buckets on a CPU, blocks that only some tokens pass, and 
 cross-entropy stay as they are. In eval nothing is compiled: experts there ask the data for counts.
 """
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -33,8 +34,23 @@ class SpeedConfig:
 def apply(model: Decoder, config: SpeedConfig, device: torch.device) -> None:
     """Have the model run its training steps so."""
     model.checkpoint_activations = config.checkpoint_activations
+    if device.type == "cpu":
+        keep_freed_memory()
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
         compile_blocks(model)
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep what is freed for the next step; False where there is no glibc.
+
+    Else it gives large tensors back, and the next ones are paged in anew: a sixth of a step.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    never_trim, largest_on_heap = (-1, -1), (-3, 1 << 30)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+    return all([mallopt(*never_trim), mallopt(*largest_on_heap)])
 
 
 def compile_blocks(model: Decoder, backend: str = "inductor", *, whole: bool = False) -> None:

@@ -1,6 +1,8 @@
 """Compiled blocks, and blocks that run again in the backward pass."""
 
 import copy
+import platform
+import resource
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from plait.models.decoder import Decoder
 from plait.models.plan import Plan
-from plait.models.speed import compile_blocks
+from plait.models.speed import compile_blocks, keep_freed_memory
 
 from ..kernels.check import peak_bytes
 from .conftest import gradients, small
@@ -69,3 +71,15 @@ def test_compiled_blocks_serve_all_batches(preset, new_decoder, new_batch):
                 torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5, msg=name)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[-1] == graphs[7]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone")
+def test_freed_memory_is_not_paged_in_again():
+    assert keep_freed_memory()
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        torch.zeros(1 << 24)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    assert min(faults() for _ in range(4)) < 1000  # of 16384 pages
