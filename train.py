@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, initialise, optimizer, parallel, run_store, schedule
+from plait.models import flops, initialise, optimizer, parallel, run_store, schedule, speed
 from plait.models.decoder import Decoder, Losses
 from plait.models.device import find_device
 from plait.models.interrupt import Interrupt, Interrupted
@@ -42,7 +42,7 @@ from plait.tokenizers.errors import ConfigError
 
 MAY_CHANGE = (
     *("steps", "data", "mixture.", "out", "log.", "guard.", "checkpoint.", "parallel."),
-    *("validation.batches", "dry_run", "optimizer.cooldown"),
+    *("speed.", "validation.batches", "dry_run", "optimizer.cooldown"),
 )
 """Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
 for a constant one (schedule.py), which may also be given its cooldown when the time comes; `data`
@@ -86,14 +86,14 @@ class Run:
             batch_size=config.rows.batch_size,
             rank=ranks.rank,
             world_size=ranks.size,
-            prepare=_with_plan,
+            prepare=self._prepare,
         )
         torch.manual_seed(config.seed)
         self.model = Decoder(config.model, self.vocabulary, ranks.group).to(self.device)
         parallel.distribute(self.model, config.parallel, ranks)
         self.optimizer = optimizer.Optimizer(self.model, config.optimizer)
         speed.apply(self.model, config.speed, self.device)
-        self.utilisation = Utilisation(self.model)
+        self.utilisation = Utilisation(self.model, ranks.size)
         self.meters = Meters(self.vocabulary.modalities)
         self.watch = Watch(
             config.guard,
@@ -149,8 +149,9 @@ class Run:
         """The figures of a step, where one is to be logged."""
         if not self._due(self.step):
             return {}
-        speed = clock.line(self.meters.window_tokens, self.step)
-        line = {"step": self.step, "lr": lr, **self.meters.line(), **speed}
+        rate = clock.line(self.meters.window_tokens, self.step)
+        rate |= self.utilisation.line(rate["tokens_per_s"] or 0.0)
+        line = {"step": self.step, "lr": lr, **self.meters.line(), **rate}
         return line | self.watch.line(lr, experts=self.config.log.experts)
 
     def _due(self, step: int) -> bool:
@@ -206,6 +207,7 @@ class Run:
             self.optimizer.step(share)
             for batch, losses in parts:
                 self.meters.add(batch, losses.sum_M, losses.count_M, self.ranks.sum)
+                self.utilisation.add(batch)
             self.meters.grad_norm += norm
             self.meters.steps += 1
         return c.optimizer.lr * share
