@@ -44,7 +44,7 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> Decoder:
     check_files(folder)
     with torch.device("meta"):
         decoder = Decoder(config, vocabulary)
-    tensors = {k: torch.empty_like(v, device=device) for k, v in decoder.state_dict().items()}
+    tensors = {k: torch.empty_like(v, device="cpu") for k, v in decoder.state_dict().items()}
     tensor_files.read_into(tensors, folder, "model")
     decoder.load_state_dict(tensors, assign=True)
     return decoder.to(device)

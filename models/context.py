@@ -37,10 +37,8 @@ class Context:
     """Losses of the parts' own, beside the cross-entropy: this rank's share of each."""
     statistics: dict[str, list[tuple[Tensor, int]]] = field(default_factory=dict)
     """Totals and counts noted by layers, by name; `means` gives one number for each name."""
-
     tallies: dict[str, list[Tensor]] = field(default_factory=dict)
     """Vectors that layers counted, by name; `sums` gives one tensor [layers, ...] for each name."""
-
     _real_PM: tuple[tuple[int, ...], ...] = field(default=(), init=False)
 
     @property
@@ -57,6 +55,11 @@ class Context:
     def note(self, name: str, total: Tensor, count: int = 1) -> None:
         """Add a layer's figure, a mean: its total and count here; both are summed over ranks."""
         self.statistics.setdefault(name, []).append((total.detach().float(), count))
+
+    def note_rms(self, name: str, x: Tensor) -> None:
+        """Add the root mean square of all values; names begin with `rms/`."""
+        norm = torch.linalg.vector_norm(x.detach(), dtype=torch.float32)
+        self.note(name, norm.square(), x.numel())
 
     def add_loss(self, name: str, share: Tensor) -> None:
         """Add a layer's own loss: this rank's share of a mean over all ranks' tokens."""
@@ -93,4 +96,5 @@ class Context:
         ):
             if sum(counts):
                 found.setdefault(name, []).append(total / sum(counts))
-        return {name: torch.stack(values).mean() for name, values in found.items()}
+        means = {name: torch.stack(values).mean() for name, values in found.items()}
+        return {k: x.sqrt() if k.startswith("rms/") else x for k, x in means.items()}

@@ -52,7 +52,7 @@ class Losses:
     count_M: Tensor
     """Targets, int64."""
     statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars by name: `output_rms`, and what the parts note of themselves."""
+    """Scalars by name: `rms/output`, and what the parts note of themselves."""
     tallies: dict[str, Tensor] = field(default_factory=dict)
     """Counts by name, [layers, ...], float32."""
 
@@ -340,8 +340,8 @@ class Decoder(nn.Module):
                 x_ND = run_again(block, x_ND, context)
             else:
                 x_ND = block(x_ND, context, state)
-            context.note(f"rms/block_{number}", _rms(x_ND.detach()))
-        context.note("output_rms", _rms(x_ND.detach()))
+            context.note_rms(f"rms/block_{number}", x_ND)
+        context.note_rms("rms/output", x_ND)
         return self.norm(x_ND, order), context
 
     def _embed(self, tokens_N: Tensor) -> Tensor:
@@ -355,10 +355,6 @@ class Decoder(nn.Module):
         if "attention" not in self.config.mixers:
             return None
         return rotation(position_BT, self.config.head_dim, self.config.rope_theta)
-
-
-def _rms(x_ND: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x_ND, dtype=torch.float32) / max(1, x_ND.numel()) ** 0.5
 
 
 _MIXERS = {"attention": Attention, "mamba": Mamba}

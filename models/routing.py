@@ -138,9 +138,10 @@ class Router(nn.Module):
         scores_nE, n = group.logits_nE.sigmoid(), len(group.x_nD)
         margin_nE = self._margin(group, scores_nE)
         if context.layout is not None:
-            taken_E = (margin_nE > 0).float().sum(0)
-            context.tally(f"{self.name}_taken/{group.m}", F.pad(taken_E, (0, 1), value=n))
-            context.note(f"{self.name}_load", taken_E.sum(), n)
+            taken_nE = (margin_nE > 0).float()
+            tally_E = F.pad(taken_nE, (0, 1), value=1.0).sum(0)  # and the tokens, last
+            context.tally(f"{self.name}_taken/{group.m}", tally_E)
+            context.note(f"{self.name}_load", taken_nE.sum(), n)
         if not self.training and not context.leaking:
             expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)
             counts = torch.bincount(expert_J, minlength=scores_nE.shape[1]).tolist()

@@ -47,6 +47,7 @@ ALSO = {
         "plait.pipeline.environment",
         "plait.pipeline.meters",
     ),
+    "models/utilisation.py": ("plait.pipeline.meters",),
     "models/watch.py": ("plait.pipeline.loader", "plait.pipeline.meters"),
 }
 """Files that may import more than their folder: sampling reads prompts and writes files, evaluation

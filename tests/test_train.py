@@ -12,6 +12,7 @@ from plait.models.checkpoint import newest_checkpoint
 from plait.models.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.pipeline.config import to_toml
+from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError, ResumeError
 from plait.train import Run
 
@@ -28,9 +29,8 @@ def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
 
 
 def lines(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait", "step_s", "left_s", "flops_per_s", "mfu")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ from plait.models.checkpoint import newest_checkpoint
 from plait.models.names import modality_rows
 from plait.models.run_config import read_config
 from plait.pipeline import cli
+from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError
 from plait.train import Run
 
@@ -29,9 +30,8 @@ def weights(run: Path, name: str = "model") -> dict[str, torch.Tensor]:
 
 
 def lines(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from plait.models import parallel
 from plait.models.ranks import ALONE, Ranks
 from plait.models.run_config import PRESETS, read_config
+from plait.pipeline.meters import TIMED
 from plait.train import Run
 
 NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
@@ -28,7 +29,7 @@ SMALL = [
 class Unsaved(Run):
     """A run without checkpoints, which have tests of their own."""
 
-    def _save(self) -> None:
+    def _save(self, *_) -> None:
         pass
 
 
@@ -53,9 +54,8 @@ def free_port() -> int:
 
 
 def lines(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait")
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
 
 
 def assert_same_curves(one: Path, other: Path) -> None:

@@ -21,6 +21,7 @@ from plait.models import tensor_files
 from plait.models.checkpoint import checkpoints, newest_checkpoint
 from plait.models.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
+from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError
 from plait.train import Run
 
@@ -38,7 +39,6 @@ SMALL = [
     *("--rows.seq-len", "128", "--rows.batch-size", "2", "--log.every", "1", "--device", "cpu"),
     *("--validation.every", "4", "--validation.batches", "2"),
 ]
-TIMED = ("tokens_per_s", "data_wait", "step_s", "left_s")
 
 
 def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
@@ -139,9 +139,9 @@ def test_a_signal_saves_and_the_run_goes_on(
 def test_the_command_exits_with_0(sample_stream, tmp_path, monkeypatch):
     train = Run._train_step
 
-    def told(run: Run, batches):
+    def told(run: Run, *args):
         tell(signal.SIGTERM)
-        return train(run, batches)
+        return train(run, *args)
 
     monkeypatch.setattr(Run, "_train_step", told)
     words = ["dense", "--data", str(sample_stream), "--out", str(tmp_path / "run"), *SMALL]
@@ -158,10 +158,10 @@ def test_training_survives_a_full_disk(whole, sample_stream, tmp_path, monkeypat
     run = Run(config("dense", sample_stream, tmp_path / "run", *STEPS))
     train, write = run._train_step, tensor_files._write_file
 
-    def step(batches):
+    def step(*args):
         space = run.step < 5 or run.step == 7
         monkeypatch.setattr(tensor_files, "_write_file", write if space else full)
-        return train(batches)
+        return train(*args)
 
     monkeypatch.setattr(run, "_train_step", step)
     run.train()

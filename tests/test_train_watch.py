@@ -18,7 +18,7 @@ from plait.models.guard import Guard, GuardConfig
 from plait.models.norms import norms
 from plait.models.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
-from plait.pipeline.meters import progress_line, time_of_day
+from plait.pipeline.meters import TIMED, progress_line, time_of_day
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
 from plait.tokenizers.errors import ConfigError, PlaitError
@@ -41,8 +41,7 @@ def read(path: Path) -> list[dict]:
 
 
 def untimed(run: Path) -> list[dict]:
-    timed = ("tokens_per_s", "data_wait", "step_s", "left_s")
-    return [{k: v for k, v in x.items() if k not in timed} for x in read(run / "metrics.jsonl")]
+    return [{k: v for k, v in x.items() if k not in TIMED} for x in read(run / "metrics.jsonl")]
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:
@@ -352,7 +351,7 @@ def test_the_end_is_a_time_of_day():
     assert time_of_day(3600, now) == "23:10"
     assert time_of_day(7200, now) == "Tue 1 Dec 00:10"
     line = {"step": 3, "loss": None, "loss/text": None, "lr": 1e-3, "grad_norm": None}
-    line |= {"tokens_per_s": 10.0, "data_wait": 0.0, "left_s": 65.0, "skipped": 2}
+    line |= {"tokens_per_s": 10.0, "data_wait": 0.0, "left_s": 65.0, "skipped": 2, "mfu": 0.5}
     text = progress_line(line, ("text",), 100)
     assert "skipped 2" in text
     assert "left 1 min 05 s, to " in text

@@ -233,7 +233,7 @@ def worker(rank: int, path: str, config: ModelConfig, vocabulary, wanted: dict) 
     dist.init_process_group("gloo", store=dist.FileStore(path, 2), rank=rank, world_size=2)
     torch.manual_seed(0)
     decoder = Decoder(config, vocabulary)
-    fully_shard(decoder, mesh=init_device_mesh("cpu", (2,)))
+    fully_shard(decoder, mesh=init_device_mesh("cpu", (2,), mesh_dim_names=("shard",)))
     for name, tensor in stepped(decoder, list(wanted)).items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-5, atol=1e-7)
     dist.destroy_process_group()
