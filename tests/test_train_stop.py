@@ -82,7 +82,7 @@ def in_a_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def told(share: float) -> None:
         step(share)
-        if run.step == 4:
+        if run.step == 5:
             tell(signal.SIGINT)
 
     monkeypatch.setattr(run.optimizer, "step", told)
