@@ -10,7 +10,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/plait demo --out demo
 
 test: $(INSTALLED_DEV)
-	GOMP_SPINCOUNT=1000 $(VENV)/bin/python -m pytest
+	GOMP_SPINCOUNT=1000 $(VENV)/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 # Triton without a GPU: both are part of `test` too, in processes of their own
 kernels-interpreted: $(INSTALLED_DEV)
