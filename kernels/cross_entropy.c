@@ -1,43 +1,8 @@
 /* The softmax of cross_entropy.py over rows of logits, float32. Vectors are the compiler's own, as in
  * scan.c, which says why. A task is a row, so the result does not depend on the threads. */
 #include <math.h>
-#include <stdint.h>
-#include <string.h>
 
-#if defined(__AVX512F__)
-enum { BYTES = 64 };
-#elif defined(__AVX2__)
-enum { BYTES = 32 };
-#else
-enum { BYTES = 16 };
-#endif
-typedef float vec __attribute__((vector_size(BYTES)));
-typedef int32_t ints __attribute__((vector_size(BYTES)));
-
-enum { WIDTH = BYTES / 4 };
-
-/* e^x for x <= 0 to 2e-7 of the result; 0 below 2^-126, NaN stays NaN. */
-static inline vec exp_of(vec x) {
-    const vec zero = {0};
-    x = x * (zero + 1.4426950408889634f);
-    const ints low = x < zero - 126.0f;
-    x = (vec)((ints)x & ~low);
-    const ints whole = __builtin_convertvector(x - 0.5f, ints);
-    const vec f = x - __builtin_convertvector(whole, vec);
-    vec p = f * 1.5403530393381608e-4f + 1.3333558146428443e-3f;
-    p = p * f + 9.618129107628477e-3f;
-    p = p * f + 5.550410866482158e-2f;
-    p = p * f + 2.402265069591007e-1f;
-    p = p * f + 6.931471805599453e-1f;
-    p = p * f + 1.0f;
-    return (vec)((ints)(p * (vec)((whole + 127) << 23)) & ~low);
-}
-
-static inline vec take(const float *from) {
-    vec to;
-    memcpy(&to, from, sizeof to);
-    return to;
-}
+#include "vectors.h"
 
 /* The last, incomplete vector of a row; what is beyond it is -infinity. */
 static inline vec take_last(const float *from, int64_t count) {
@@ -56,7 +21,7 @@ static float add_bias(int64_t V, float *row, const float *bias) {
     const int64_t whole = V - V % WIDTH;
     vec top = (vec){0} - INFINITY;
     for (int64_t v = 0; v < whole; v += WIDTH) {
-        const vec x = take(row + v) + take(bias + v);
+        const vec x = load(row + v, WIDTH) + load(bias + v, WIDTH);
         memcpy(row + v, &x, sizeof x);
         top = larger(top, x);
     }
@@ -72,12 +37,12 @@ static float exponentials(int64_t V, float *row, float highest) {
     const int64_t whole = V - V % WIDTH;
     vec sum = {0};
     for (int64_t v = 0; v < whole; v += WIDTH) {
-        const vec e = exp_of(take(row + v) - highest);
+        const vec e = exp_minus_abs(load(row + v, WIDTH) - highest);
         memcpy(row + v, &e, sizeof e);
         sum += e;
     }
     if (whole < V) {
-        const vec e = exp_of(take_last(row + whole, V - whole) - highest);
+        const vec e = exp_minus_abs(take_last(row + whole, V - whole) - highest);
         memcpy(row + whole, &e, (V - whole) * sizeof(float));
         sum += e;
     }

@@ -1,21 +1,8 @@
 /* step_size.py's forward and gradient, float32, in one pass over memory each. A task is TOKENS rows;
  * what tasks add up is written in parts, which the caller sums in a fixed order. */
-#include <string.h>
-
 #include "vectors.h"
 
 enum { TOKENS = 64 };
-
-/* e^-|x| to 2e-7 (1 + |x|) of the result; 0 below 2^-126, NaN stays NaN. */
-static inline vec exp_minus_abs(vec x) {
-    const vec zero = {0};
-    x = (vec)((ints)x | INT32_MIN) * (zero + 1.4426950408889634f);
-    const ints low = x < zero - 126.0f;
-    x = (vec)((ints)x & ~low);
-    const ints whole = __builtin_convertvector(x - 0.5f, ints);
-    const vec f = x - __builtin_convertvector(whole, vec);
-    return (vec)((ints)exp2_of_parts(whole, f) & ~low);
-}
 
 /* log(1 + z) for 0 <= z <= 1: z times a polynomial, so that small values keep their precision. */
 static inline vec log1p_of(vec z) {
@@ -29,17 +16,6 @@ static inline vec log1p_of(vec z) {
     p = p * z - 0.4999990463256836f;
     p = p * z + 1.0f;
     return p * z;
-}
-
-static inline vec take(const float *from, int64_t count) {
-    vec to = {0};
-    if (count >= WIDTH) memcpy(&to, from, sizeof to);
-    else memcpy(&to, from, count * sizeof(float));
-    return to;
-}
-
-static inline void put(float *to, vec from, int64_t count) {
-    memcpy(to, &from, count >= WIDTH ? sizeof from : count * sizeof(float));
 }
 
 /* The modality of row n: rows are sorted, and ends[m] is where modality m ends. */
@@ -56,9 +32,9 @@ void step_forward(int64_t N, int64_t I, int threads, const float *x, const float
     for (int64_t n = 0; n < N; n++) {
         const float *row = x + n * I, *own = bias + modality_of(n, ends) * I;
         for (int64_t i = 0; i < I; i += WIDTH) {
-            const vec zero = {0}, sum = take(row + i, I - i) + take(own + i, I - i);
+            const vec zero = {0}, sum = load(row + i, I - i) + load(own + i, I - i);
             const vec above = (vec)((ints)sum & ~(ints)(sum < zero));
-            put(y + n * I + i, above + log1p_of(exp_minus_abs(sum)), I - i);
+            store(y + n * I + i, above + log1p_of(exp_minus_abs(sum)), I - i);
         }
     }
 }
@@ -73,13 +49,13 @@ void step_backward(int64_t N, int64_t I, int64_t M, int threads, const float *dy
             float *part = dbias + (g * M + m) * I;
             for (int64_t i = 0; i < I; i += WIDTH) {
                 const vec zero = {0}, one = zero + 1.0f;
-                const vec sum = take(x + n * I + i, I - i) + take(bias + m * I + i, I - i);
+                const vec sum = load(x + n * I + i, I - i) + load(bias + m * I + i, I - i);
                 const vec z = exp_minus_abs(sum);
                 const ints below = sum < zero;
                 const vec top = (vec)(((ints)z & below) | ((ints)one & ~below));
-                const vec d = take(dy + n * I + i, I - i) * (top / (one + z));
-                put(dx + n * I + i, d, I - i);
-                put(part + i, take(part + i, I - i) + d, I - i);
+                const vec d = load(dy + n * I + i, I - i) * (top / (one + z));
+                store(dx + n * I + i, d, I - i);
+                store(part + i, load(part + i, I - i) + d, I - i);
             }
         }
 }
