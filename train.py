@@ -6,7 +6,8 @@ line, and a run that was killed anywhere and started again by the same command i
 that was not. On SIGTERM or Ctrl-C it finishes the step, saves and exits with 0.
 
 A run's folder holds `config.toml`, `environment.json`, `vocabulary.json`, `tokenizers/`,
-`metrics.jsonl`, `resumed.jsonl`, `skipped.jsonl` (models/guard.py) and `checkpoints/step-N/`.
+`metrics.jsonl`, `resumed.jsonl`, `skipped.jsonl` (models/training/guard.py) and
+`checkpoints/step-N/`.
 """
 
 import contextlib
@@ -18,17 +19,18 @@ from typing import Any, Literal
 
 import torch
 
-from plait.models import flops, initialise, optimizer, parallel, run_store, schedule, speed
+from plait.models import flops
 from plait.models.decoder import Decoder, Losses
 from plait.models.device import find_device
-from plait.models.interrupt import Interrupt, Interrupted
-from plait.models.objective import Objective
 from plait.models.plan import Plan
 from plait.models.ranks import ALONE, Ranks
-from plait.models.run_config import RunConfig, read_config
-from plait.models.saver import Saver
-from plait.models.utilisation import Utilisation
-from plait.models.watch import Watch
+from plait.models.training import initialise, optimizer, parallel, run_store, schedule, speed
+from plait.models.training.interrupt import Interrupt, Interrupted
+from plait.models.training.objective import Objective
+from plait.models.training.run_config import RunConfig, read_config
+from plait.models.training.saver import Saver
+from plait.models.training.utilisation import Utilisation
+from plait.models.training.watch import Watch
 from plait.pipeline.batch import Batch
 from plait.pipeline.learned import Learned
 from plait.pipeline.loader import Loader

@@ -28,7 +28,7 @@ import tyro
 
 from plait.models.decoder import Decoder
 from plait.models.flops import flops_per_token
-from plait.models.run_config import read_config
+from plait.models.training.run_config import read_config
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import Vocabulary

@@ -24,7 +24,7 @@ from torch import Tensor
 from plait.kernels.product_keys import product_key_topk, reference
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
-from plait.models.optimizer import Optimizer, OptimizerConfig
+from plait.models.training.optimizer import Optimizer, OptimizerConfig
 from plait.models.values import TableOptimizer, ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.tables import make_console, print_table

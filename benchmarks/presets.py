@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from plait.models.run_config import PRESETS
+from plait.models.training.run_config import PRESETS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,10 +30,10 @@ import tyro
 
 from plait.models.decoder import Decoder
 from plait.models.flops import flops_per_token
-from plait.models.run_config import RunConfig
-from plait.pipeline import charts
+from plait.models.training.run_config import RunConfig
 from plait.pipeline import config as toml
-from plait.pipeline.markup import Markup
+from plait.pipeline.inspect import charts
+from plait.pipeline.inspect.markup import Markup
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError, PlaitError

@@ -35,8 +35,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from plait.models.config import ModelConfig
 from plait.models.layers import rotate, rotation
-from plait.models.run_config import PRESETS, read_config
-from plait.models.utilisation import SIZES, Utilisation, best_flops
+from plait.models.training.run_config import PRESETS, read_config
+from plait.models.training.utilisation import SIZES, Utilisation, best_flops
 from plait.pipeline.tables import make_console, print_table
 from plait.train import Run
 

@@ -15,12 +15,18 @@ COMMANDS = {
     ),
     "fit": ("plait.pipeline.fit", "train a tokenizer for text, image, speech or bytes"),
     "shard": ("plait.pipeline.shard", "tokenize raw data into a sharded stream"),
-    "inspect": ("plait.pipeline.inspect", "statistics of a stream, a run or a tokenizer"),
+    "inspect": ("plait.pipeline.inspect.command", "statistics of a stream, a run or a tokenizer"),
     "verify": ("plait.pipeline.verify", "check every checksum, count and id range of a stream"),
     "train": ("plait.train", "train a model on a stream; an existing run is resumed"),
-    "upcycle": ("plait.models.upcycle", "begin a run with experts from a trained one without"),
-    "eval": ("plait.models.evaluate", "losses, bits per byte and answers of a run on any data"),
-    "generate": ("plait.models.generate", "sample text, images and speech from a run"),
+    "upcycle": (
+        "plait.models.training.upcycle",
+        "begin a run with experts from a trained one without",
+    ),
+    "eval": (
+        "plait.models.evaluation.evaluate",
+        "losses, bits per byte and answers of a run on any data",
+    ),
+    "generate": ("plait.models.generation.generate", "sample text, images and speech from a run"),
     "list": ("plait.pipeline.catalog", "what tokenizers, sources and presets there are"),
 }
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from plait.pipeline import page
-from plait.pipeline.charts import Line, colour, line_chart
-from plait.pipeline.content import Content, decode, show
-from plait.pipeline.markup import Markup, join, tag
+from plait.pipeline.inspect import page
+from plait.pipeline.inspect.charts import Line, colour, line_chart
+from plait.pipeline.inspect.content import Content, decode, show
+from plait.pipeline.inspect.markup import Markup, join, tag
 from plait.tokenizers.base import Encoded, Raw, Tokenizer, Waveform
 from plait.tokenizers.errors import SampleError
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from plait.pipeline.block import Block
-from plait.pipeline.statistics import count_blocks
+from plait.pipeline.inspect.statistics import count_blocks
 from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
-from plait.models.run_config import PRESETS, RunConfig, read_config
+from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.pipeline.config import to_toml
 from plait.pipeline.meters import TIMED

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
-from plait.models.names import modality_rows
-from plait.models.run_config import read_config
+from plait.models.training.names import modality_rows
+from plait.models.training.run_config import read_config
 from plait.pipeline import cli
 from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError

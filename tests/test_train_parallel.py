@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from plait.models import parallel
 from plait.models.ranks import ALONE, Ranks
-from plait.models.run_config import PRESETS, read_config
+from plait.models.training import parallel
+from plait.models.training.run_config import PRESETS, read_config
 from plait.pipeline.meters import TIMED
 from plait.train import Run
 

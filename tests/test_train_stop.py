@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from plait.models import tensor_files
 from plait.models.checkpoint import checkpoints, newest_checkpoint
-from plait.models.run_config import PRESETS, RunConfig, read_config
+from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError

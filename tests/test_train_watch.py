@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
-from plait.models.guard import Guard, GuardConfig
-from plait.models.norms import norms
-from plait.models.run_config import PRESETS, RunConfig, read_config
+from plait.models.training.guard import Guard, GuardConfig
+from plait.models.training.norms import norms
+from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.pipeline.meters import TIMED, progress_line, time_of_day
 from plait.pipeline.rows import Rows

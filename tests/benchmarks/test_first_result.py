@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plait.models.run_config import read_config
+from plait.models.training.run_config import read_config
 
 
 @pytest.fixture(scope="module")

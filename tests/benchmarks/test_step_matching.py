@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.models.run_config import PRESETS
+from plait.models.training.run_config import PRESETS
 from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
 from plait.tokenizers.errors import ConfigError
 

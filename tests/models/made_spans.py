@@ -1,6 +1,6 @@
 """Spans of stand-in tokenizers for the small vocabulary of conftest: text, pictures, speech."""
 
-from plait.models.grammar import Span
+from plait.models.generation.grammar import Span
 from plait.tokenizers.base import Tokenizer
 
 GRID, CODEBOOKS, CODES = 6, 2, 12

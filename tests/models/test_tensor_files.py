@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from plait.models import checkpoint, run_store, tensor_files
+from plait.models import checkpoint, tensor_files
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
-from plait.models.optimizer import Optimizer, OptimizerConfig
-from plait.models.saver import Saver
+from plait.models.training import run_store
+from plait.models.training.optimizer import Optimizer, OptimizerConfig
+from plait.models.training.saver import Saver
 from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
 from plait.tokenizers.errors import ConfigError
 
@@ -164,7 +165,7 @@ def child(rank: int, ranks: int, run: Path, calls: list[Call]) -> None:
 def in_processes(ranks: int, run: Path, *calls: Call) -> None:
     """Children of a server that has imported all already, which makes them quick to start."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "plait.models.run_store"])
+    context.set_forkserver_preload(["torch.distributed.fsdp", "plait.models.training.run_store"])
     found = [context.Process(target=child, args=(r, ranks, run, list(calls))) for r in range(ranks)]
     for process in found:
         process.start()

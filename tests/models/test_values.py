@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from plait.models.optimizer import Optimizer, OptimizerConfig
+from plait.models.training.optimizer import Optimizer, OptimizerConfig
 from plait.models.values import TableOptimizer, ValueTable
 from plait.tokenizers.errors import ConfigError
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from plait.models import parallel
+from plait.models.training import parallel
 from plait.models.values import TableOptimizer, ValueTable
 
 ROWS, WIDTH, N, J = 60, 8, 10, 3

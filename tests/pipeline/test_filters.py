@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from plait.pipeline import inspect
 from plait.pipeline.filters import Filters, Gate
+from plait.pipeline.inspect import command as inspect
 from plait.pipeline.shard import main, shard
 from plait.pipeline.source import Part, Rejected, Sample
 from plait.pipeline.stream import Stream

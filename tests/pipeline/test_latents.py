@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.pipeline import batch_view, cli
+from plait.pipeline import cli
+from plait.pipeline.inspect import batch_view
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Document, Span, Stream
 from plait.tokenizers.base import load_tokenizer

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from plait.pipeline import inspect, repair
+from plait.pipeline import repair
 from plait.pipeline.filters import Filters
+from plait.pipeline.inspect import command as inspect
 from plait.pipeline.rows import Rows
 from plait.pipeline.shard import main as shard_main
 from plait.pipeline.shard import shard
