@@ -13,8 +13,8 @@ from plait.models.decoder import Decoder
 from plait.models.plan import Plan
 from plait.models.training.speed import compile_blocks
 
-from ..conftest import gradients, small
 from ...kernels.check import peak_bytes
+from ..conftest import gradients, small
 
 ROWS = [[(9, 14), (5, 3, 11)], [(20,), (2, 17)], [(1, 1, 8), (4, 9)], [(12, 12), (13, 2, 6)]]
 
