@@ -86,6 +86,12 @@ class Batch:
         """The same batch in page-locked memory, for fast copies to a GPU."""
         return self._map(Tensor.pin_memory)
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts, and the first rows coloured by modality."""
+        from plait.pipeline.inspect.notebook import batch_html
+
+        return batch_html(self)
+
     def _map(self, function) -> Self:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(

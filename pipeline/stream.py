@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from plait.pipeline.remote_folder import RemoteFolder
 
 OPEN_SHARDS = 128
+MOST_IDS = 1 << 32
+"""Of a tokenizer: ids have at most 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +103,7 @@ class Stream:
         self.path = self._remote.path if self._remote else Path(self.url.removeprefix("file://"))
         self.manifest = _read_manifest(self.path / "stream.json", self.url)
         try:
-            self.tokenizers = tuple(TokenizerInfo(**t) for t in self.manifest["tokenizers"])
+            self.tokenizers = tuple(map(tokenizer_info, self.manifest["tokenizers"]))
             self.shards = tuple(shard_info(s) for s in self.manifest["shards"])
             self.rejected = int(self.manifest["rejected"])
         except (KeyError, TypeError, ValueError) as error:
@@ -220,6 +222,12 @@ class Stream:
             self._readers.move_to_end(shard)
         return reader
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: counts, and the spans of the first documents."""
+        from plait.pipeline.inspect.notebook import stream_html
+
+        return stream_html(self)
+
     def _info(self, name: str) -> TokenizerInfo:
         for info in self.tokenizers:
             if info.name == name:
@@ -294,6 +302,19 @@ def _read_manifest(path: Path, where: str) -> dict:
     if found != FORMAT:
         raise ShardError(f"{where}/stream.json: format {found!r}; this plait reads format {FORMAT}")
     return manifest
+
+
+def tokenizer_info(entry: dict) -> TokenizerInfo:
+    """A tokenizer's entry of `stream.json`; raises TypeError or ValueError."""
+    info = TokenizerInfo(**entry)
+    words = (info.name, info.modality, info.fingerprint)
+    if not all(isinstance(word, str) and word for word in words):
+        raise ValueError(f"names, modality and fingerprint of a tokenizer are words, not {words!r}")
+    if "/" in info.name or info.name.startswith("."):
+        raise ValueError(f"impossible name of a tokenizer {info.name!r}")
+    if type(info.vocab_size) is not int or not 1 <= info.vocab_size <= MOST_IDS:
+        raise ValueError(f"impossible vocabulary of tokenizer {info.name!r}: {info.vocab_size!r}")
+    return info
 
 
 def shard_info(entry: dict) -> ShardInfo:
