@@ -65,8 +65,9 @@ class Atlas:
     @property
     def figure(self) -> Markup:
         """The picture; the page's script names the tile under the pointer."""
-        most = f"; the most used is code {self.codes[0]}, {self.counts[0]:,} times"
-        label = f"Atlas of {len(self.codes):,} codes{most if self.counts else ''}"
+        label = f"Atlas of {len(self.codes):,} codes"
+        if self.counts:
+            label += f"; the most used is code {self.codes[0]}, {self.counts[0]:,} times"
         width = self.columns * self.pitch * max(1, round(TILE_WIDTH / self.pitch))
         image = tag("img", src=self.src, alt=label, style=f"width:{width}px")
         grid = tag("div", image, class_="cells")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import tyro
 from rich.console import Console
@@ -24,7 +24,6 @@ from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
 from plait.pipeline.tables import make_console, print_table
-from plait.tokenizers.base import load_tokenizer
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 if TYPE_CHECKING:
@@ -32,6 +31,17 @@ if TYPE_CHECKING:
     from plait.pipeline.inspect.batch_view import BatchView
 
 Facts = dict[str, object]
+
+
+class HasData(Protocol):
+    """What a page's script shows."""
+
+    @property
+    def page_data(self) -> Mapping[str, object]:
+        """JSON values."""
+        ...
+
+
 LARGE = 50_000_000
 """Tokens from which on counting shows its progress."""
 
@@ -219,51 +229,23 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
 
 
 def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write a tokenizer's configuration and the report of its fit."""
-    tokenizer = load_tokenizer(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    report = path / "report.json"
-    facts: Facts = {
-        "kind": config.pop("kind"),
-        "modality": tokenizer.modality,
-        "vocab_size": tokenizer.vocab_size,
-        "fingerprint": tokenizer.fingerprint,
-        "config": config,
-        "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
-    }
-    rows = list(flat(facts))
+    """Print or write a tokenizer's configuration, the report of its fit, and samples of its work."""
+    from plait.pipeline.inspect.tokenizer_report import TokenizerReport
+
+    report = TokenizerReport.read(path)
     if options.html:
-        body = [page.table(["Fact", "Value"], rows, class_="words")]
-        write_page(options.html, f"Tokenizer {path.resolve().name}", body, [], None)
+        title = f"Tokenizer {path.resolve().name}"
+        write_page(options.html, title, report.sections(), [], report)
     if options.json:
-        print_json(facts)
+        print_json(report.facts)
         return
     console = make_console()
-    console.print(Text(f"tokenizer {path}", style="bold"))
-    print_table(console, ["Fact", "Value"], rows)
+    report.show(console)
     print_alerts(console, [], options.html)
 
 
-def flat(facts: Mapping[str, object], prefix: str = "") -> list[list[str]]:
-    """Nested facts as rows of a dotted name and a value."""
-    rows: list[list[str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{name}.")
-        else:
-            shown = (
-                f"{value:,}"
-                if isinstance(value, int)
-                else f"{value:.6g}"
-                if isinstance(value, float)
-                else str(value)
-            )
-            rows.append([f"{prefix}{name}", shown])
-    return rows
-
-
 def write_page(
-    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "BatchView | None"
+    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "HasData | None"
 ) -> None:
     """Write the HTML page, in UTF-8."""
     data = None if view is None else view.page_data

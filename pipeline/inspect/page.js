@@ -155,6 +155,20 @@ function player(part, label) {
   return [wave(part.peaks, audio), audio, ...(part.note ? [make("p", part.note, "quiet")] : [])];
 }
 
+// What stands in the page already: pieces are named, and sounds have their waveform.
+for (const box of document.querySelectorAll(".tokens")) {
+  box.nextElementSibling.setAttribute("role", "status");
+  steps(box, box.nextElementSibling);
+  for (const piece of box.children) {
+    const text = piece.textContent;
+    piece.textContent = "";
+    spell(piece, text);
+  }
+}
+for (const audio of document.querySelectorAll("audio[data-peaks]")) {
+  audio.before(wave(audio.dataset.peaks.split(" ").map(Number), audio));
+}
+
 // --- parts of a document
 
 // What tokens decode to, beside the original where that is at hand.

@@ -135,10 +135,11 @@ def run_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
 def packed_batch(view: "BatchView") -> Markup:
     """The packed rows, the panel that shows a span's content, and the atlases of codebooks."""
     words = (
-        f"{len(view.numbers)} rows of {view.seq_len:,} tokens, chosen among the first "
-        f"{view.looked_at} to show every modality; these are {view.fill:.1%} filled, and "
-        f"{view.learned:.1%} of their tokens are targets. Choose a span with the mouse, or with "
-        f"Tab and the arrow keys, to see what its tokens decode to. {view.originals_words}"
+        f"Each bar is a row of {view.seq_len:,} tokens as a model gets it. Choose a span with the "
+        "mouse, or with Tab and the arrow keys, to see what its tokens decode to. "
+        f"{len(view.numbers)} of the first {view.looked_at} rows, chosen to show every modality; "
+        f"those are {view.fill:.1%} filled, and {view.learned:.1%} of their tokens are targets. "
+        f"{view.originals_words}"
     )
     return join(
         section("A packed batch", words),

@@ -63,7 +63,7 @@ def legend(modalities: list[str]) -> Markup:
         "ul",
         *(tag("li", swatch(name), name) for name in modalities),
         tag("li", tag("span", *tints, class_="tints"), "another document, another tint"),
-        tag("li", tag("i", class_="swatch mark"), "marker: a document or span begins or ends"),
+        tag("li", tag("i", class_="swatch mark"), "marker: a span begins or ends"),
         tag("li", tag("i", class_="swatch masked"), "hatched: no target, or padding"),
         class_="legend key",
     )
