@@ -3,12 +3,13 @@
 Counting needs numpy alone; torch is imported when a page's packed batch is decoded.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import tyro
 from rich.console import Console
@@ -23,13 +24,24 @@ from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
 from plait.pipeline.tables import make_console, print_table
-from plait.tokenizers.base import load_tokenizer
-from plait.tokenizers.errors import ConfigError
+from plait.tokenizers.errors import ConfigError, PlaitError
 
 if TYPE_CHECKING:
+    from plait.pipeline.inspect.atlas import Atlas
     from plait.pipeline.inspect.batch_view import BatchView
 
 Facts = dict[str, object]
+
+
+class HasData(Protocol):
+    """What a page's script shows."""
+
+    @property
+    def page_data(self) -> Mapping[str, object]:
+        """JSON values."""
+        ...
+
+
 LARGE = 50_000_000
 """Tokens from which on counting shows its progress."""
 
@@ -47,6 +59,12 @@ class InspectOptions:
     """Also write one self-contained page here."""
     seq_len: int = 512
     """Row length of the packed batch on a stream's page."""
+    mask: tuple[str, ...] = ()
+    """Modalities that the packed batch only reads, as `objective.mask` of a run."""
+    learn: str = "all"
+    """Spans that the packed batch learns, as `objective.learn` of a run."""
+    originals: bool = True
+    """Show pictures and sounds beside their tokens, where the stream's sources are at hand."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -81,7 +99,7 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     stream = Stream(path)
     statistics = count_stream(stream)
     rejected = count_rejected(stream.rejected_file().parent)
-    view = stream_view(stream, options.seq_len) if options.html else None
+    view = stream_view(stream, options) if options.html else None
     totals = {
         "documents": stream.documents,
         "rejected": stream.rejected,
@@ -89,6 +107,8 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
         "tokens": stream.tokens,
         "bytes": stream.bytes,
     }
+    if view is not None:
+        view.atlases = stream_atlases(stream, statistics)
     fill = view.fill if view else None
     alerts = stream_alerts(stream.documents, rejected, statistics, fill)
     if apart := stream.manifest.get("quarantined"):
@@ -142,17 +162,38 @@ def modality_facts(s: ModalityStatistics) -> Facts:
     }
 
 
-def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView | None":
+def stream_view(
+    stream: Stream, options: InspectOptions, most: int = 1 << 16
+) -> "BatchView | None":
     """A packed batch; rows are made longer where a picture does not fit in them."""
+    seq_len = options.seq_len
     from plait.pipeline.inspect.batch_view import BatchView
+    from plait.pipeline.learned import Learned
     from plait.pipeline.rows import Rows
 
     while stream.documents and seq_len <= most:
         try:
-            return BatchView(Rows(stream, seq_len=seq_len), stream.tokenizer)
+            learned = Learned(mask=options.mask, learn=options.learn)
+            rows = Rows(stream, seq_len=seq_len, learned=learned)
+            return BatchView(rows, stream.tokenizer, originals=options.originals)
         except ConfigError:
             seq_len *= 2
     return None
+
+
+def stream_atlases(
+    stream: Stream, statistics: Mapping[str, ModalityStatistics]
+) -> "list[Atlas]":
+    """The atlases of its codebooks, by what the stream uses."""
+    from plait.pipeline.inspect.atlas import make_atlas
+
+    found = []
+    for info in stream.tokenizers:
+        counted = statistics.get(info.modality)
+        if info.modality == "image" and counted is not None:
+            with contextlib.suppress(PlaitError):
+                found.append(make_atlas(stream.tokenizer(info.name), counted.code_counts))
+    return [atlas for atlas in found if atlas is not None]
 
 
 def inspect_run(path: Path, options: InspectOptions) -> None:
@@ -188,56 +229,26 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
 
 
 def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write a tokenizer's configuration and the report of its fit."""
-    tokenizer = load_tokenizer(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    report = path / "report.json"
-    facts: Facts = {
-        "kind": config.pop("kind"),
-        "modality": tokenizer.modality,
-        "vocab_size": tokenizer.vocab_size,
-        "fingerprint": tokenizer.fingerprint,
-        "config": config,
-        "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
-    }
-    rows = list(flat(facts))
+    """Print or write a tokenizer's configuration, the report of its fit, and samples of its work."""
+    from plait.pipeline.inspect.tokenizer_report import TokenizerReport
+
+    report = TokenizerReport.read(path)
     if options.html:
-        body = [page.table(["Fact", "Value"], rows, class_="words")]
-        write_page(options.html, f"Tokenizer {path.resolve().name}", body, [], None)
+        title = f"Tokenizer {path.resolve().name}"
+        write_page(options.html, title, report.sections(), [], report)
     if options.json:
-        print_json(facts)
+        print_json(report.facts)
         return
     console = make_console()
-    console.print(Text(f"tokenizer {path}", style="bold"))
-    print_table(console, ["Fact", "Value"], rows)
+    report.show(console)
     print_alerts(console, [], options.html)
 
 
-def flat(facts: Mapping[str, object], prefix: str = "") -> list[list[str]]:
-    """Nested facts as rows of a dotted name and a value."""
-    rows: list[list[str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{name}.")
-        else:
-            shown = (
-                f"{value:,}"
-                if isinstance(value, int)
-                else f"{value:.6g}"
-                if isinstance(value, float)
-                else str(value)
-            )
-            rows.append([f"{prefix}{name}", shown])
-    return rows
-
-
 def write_page(
-    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "BatchView | None"
+    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "HasData | None"
 ) -> None:
     """Write the HTML page, in UTF-8."""
-    data = None
-    if view is not None:
-        data = {"rows": view.data, "colours": view.colours}
+    data = None if view is None else view.page_data
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(page.render(title, body, alerts=alerts, data=data), encoding="utf-8")
 
