@@ -23,8 +23,15 @@ def colour(modality: str) -> str:
 
 
 def dark_words(modality: str, tint: int) -> bool:
-    """Whether words on a modality's colour, or on its light tint 1, should be dark."""
-    return colour(modality) != COLOURS["text"] or tint == 1
+    """Whether words on a modality's colour, its light tint 1 or its dark tint 2 should be dark."""
+    return tint == 1 or _luminance(colour(modality)) * (0.5 if tint == 2 else 1) > 0.179
+
+
+def _luminance(colour: str) -> float:
+    """WCAG's relative luminance of `#rrggbb`; from 0.179 on, black stands out more than white."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

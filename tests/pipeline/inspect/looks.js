@@ -25,7 +25,9 @@
       for (const each of ancestors(element)) over(getComputedStyle(each).backgroundColor);
       const behind = luminance();
       const style = getComputedStyle(element);
+      for (const each of ancestors(element)) paint.globalAlpha *= getComputedStyle(each).opacity;
       over(element.namespaceURI.endsWith("svg") ? style.fill : style.color);
+      paint.globalAlpha = 1;
       const [dark, light] = [behind, luminance()].sort((a, b) => a - b);
       const ratio = (light + 0.05) / (dark + 0.05);
       if (ratio < least) found.push([ratio.toFixed(2), words.slice(0, 40), element.outerHTML.slice(0, 80)]);
