@@ -73,8 +73,8 @@ class BatchView:
         self.numbers = varied_rows(first.modality_BT.numpy(), kept, count)
         self.data: list[list[dict[str, object]]] = []
         """For each row, its documents: key and parts."""
-        bars = [self._bar(at, number) for at, number in enumerate(self.numbers)]
-        self.markup = tag("div", *bars, class_="rows", role="group", aria_label="Packed rows")
+        self.bars = [self._bar(at, number) for at, number in enumerate(self.numbers)]
+        self.markup = tag("div", *self.bars, class_="rows", role="group", aria_label="Packed rows")
 
     def _bar(self, at: int, number: int) -> Markup:
         row = self._rows[number]

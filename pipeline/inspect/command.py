@@ -14,9 +14,8 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from plait.pipeline.inspect import page
-from plait.pipeline.inspect.alerts import run_alerts, stream_alerts
-from plait.pipeline.inspect.run_tables import figure_tables, last_figures
+from plait.pipeline.inspect import page, run_report
+from plait.pipeline.inspect.alerts import stream_alerts
 from plait.pipeline.inspect.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.progress import Progress
 from plait.pipeline.remote import is_url
@@ -47,6 +46,8 @@ class InspectOptions:
     """Also write one self-contained page here."""
     seq_len: int = 512
     """Row length of the packed batch on a stream's page."""
+    losses: bool = True
+    """On a run's page, colour held-out rows by loss, with its newest checkpoint on the CPU."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -156,34 +157,23 @@ def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView
 
 
 def inspect_run(path: Path, options: InspectOptions) -> None:
-    """Print or write a run's sizes and losses."""
+    """Print or write how a run went."""
     run = RunFolder.read(path)
-    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
-    alerts = run_alerts(train, validation, run.last("fill"), run.last("skipped"))
+    facts = run_report.facts(run)
+    alerts = run_report.alerts(run)
     if options.html:
-        write_page(options.html, f"Run {path.resolve().name}", page.run_body(run), alerts, None)
+        body, view = run_report.sections(run), None
+        if options.losses and run.step:
+            from plait.pipeline.inspect import loss_view
+
+            more, view = loss_view.sections(path)
+            body[2:2] = more
+        write_page(options.html, f"Run {path.resolve().name}", body, alerts, view)
     if options.json:
-        print_json(
-            {
-                "preset": run.preset,
-                "step": run.step,
-                "parameters": {"total": run.parameters, "active": run.active},
-                "loss": {"train": train, "validation": validation},
-                "tokens": tokens,
-                "figures": last_figures(run),
-                "resumed": run.resumed,
-                "alerts": alerts,
-            }
-        )
+        print_json({**facts, "alerts": alerts})
         return
     console = make_console()
-    console.print(Text(f"run {path}: {run.preset or 'no preset'}", style="bold"))
-    print_totals(console, {"step": run.step, "parameters": run.parameters})
-    print_table(console, *page.run_table(run))
-    for _, header, rows in figure_tables(run):
-        print_table(console, header, rows)
-    if run.resumed:
-        console.print(f"\nresumed at step {', '.join(f'{s:,}' for s in run.resumed)}")
+    run_report.show(console, run)
     print_alerts(console, alerts, options.html)
 
 

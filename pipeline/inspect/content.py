@@ -3,6 +3,7 @@
 import base64
 import io
 import wave
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -44,29 +45,44 @@ def note(words: str) -> Content:
 
 def text_pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
     """Text by token; neighbours that only together are valid UTF-8 stand together."""
+    return [*(_visible(text) for text, _ in _text_groups(tokenizer, ids)), *_more(len(ids))]
+
+
+def byte_pieces(tokenizer: Tokenizer, encoded: Encoded) -> list[str]:
+    """Bytes by patch, as text where they are readable and as \\x00 where not."""
+    found = []
+    for a, b in pairwise(_byte_cuts(encoded)):
+        raw = tokenizer.decode(Encoded(ids=encoded.ids[a:b]))
+        assert isinstance(raw, bytes)
+        found.append(_visible(raw.decode("utf-8", errors="backslashreplace")))
+    return [*found, *_more(len(encoded.ids))]
+
+
+def piece_sizes(tokenizer: Tokenizer, encoded: Encoded) -> list[int]:
+    """How many tokens each piece of a text or of bytes holds, but for the last, ` ... more`."""
+    if tokenizer.modality == "text":
+        return [n for _, n in _text_groups(tokenizer, encoded.ids)]
+    return [b - a for a, b in pairwise(_byte_cuts(encoded))]
+
+
+def _text_groups(tokenizer: Tokenizer, ids: np.ndarray) -> list[tuple[str, int]]:
     found, waiting = [], []
     for local in ids[:MOST_PIECES].tolist():
         waiting.append(local)
         text = str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))
         if "\ufffd" not in text or len(waiting) == 4:
-            found.append(_visible(text))
+            found.append((text, len(waiting)))
             waiting = []
     if waiting:
-        found.append(_visible(str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))))
-    return [*found, *_more(len(ids))]
+        text = str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))
+        found.append((text, len(waiting)))
+    return found
 
 
-def byte_pieces(tokenizer: Tokenizer, encoded: Encoded) -> list[str]:
-    """Bytes by patch, as text where they are readable and as \\x00 where not."""
+def _byte_cuts(encoded: Encoded) -> list[int]:
     starts = encoded.patch_starts
-    cuts = [0] if starts is None else sorted({0, *np.flatnonzero(starts[:MOST_PIECES]).tolist()})
-    end = min(len(encoded.ids), MOST_PIECES)
-    found = []
-    for a, b in zip(cuts, [*cuts[1:], end], strict=True):
-        raw = tokenizer.decode(Encoded(ids=encoded.ids[a:b]))
-        assert isinstance(raw, bytes)
-        found.append(_visible(raw.decode("utf-8", errors="backslashreplace")))
-    return [*found, *_more(len(encoded.ids))]
+    first = [] if starts is None else np.flatnonzero(starts[:MOST_PIECES]).tolist()
+    return [*sorted({0, *first}), min(len(encoded.ids), MOST_PIECES)]
 
 
 def _more(n: int) -> list[str]:

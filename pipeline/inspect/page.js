@@ -24,11 +24,20 @@ function wave(peaks) {
   return svg;
 }
 
+function lossy(token, part, i) {
+  const level = part.levels ? part.levels[i] : "-";
+  if (level >= "0") {
+    token.className = `heat h${level}`;
+    token.title = `${part.losses[i]} nats`;
+  }
+  return token;
+}
+
 const contents = {
   tokens(part) {
     const box = make("div", "", "tokens");
     box.tabIndex = 0;
-    for (const piece of part.pieces) box.append(make("span", piece));
+    part.pieces.forEach((piece, i) => box.append(lossy(make("span", piece), part, i)));
     return [box];
   },
   image(part) {
@@ -57,6 +66,7 @@ function show(button) {
     const box = make("div", "", `part of-${part.kind}${i === at ? " here" : ""}`);
     box.style.setProperty("--c", data.colours[part.modality]);
     box.append(make("h3", part.title), ...contents[part.kind](part));
+    if (part.loss) box.append(make("p", part.loss, "quiet"));
     parts.append(box);
   });
   for (const other of spans) {

@@ -25,9 +25,7 @@ from plait.pipeline.inspect.charts import (
     swatch,
 )
 from plait.pipeline.inspect.markup import Markup, join, script_json, tag
-from plait.pipeline.inspect.run_tables import figure_tables
 from plait.pipeline.inspect.statistics import ModalityStatistics
-from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.vocabulary import TokenizerInfo
 
 if TYPE_CHECKING:
@@ -87,47 +85,6 @@ def stream_body(
     body += [section("Tokenizers", "A tokenizer with this fingerprint gives these ids.")]
     rows = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in tokenizers]
     return [*body, table(["Name", "Modality", "Vocabulary", "Fingerprint"], rows, class_="words")]
-
-
-def run_body(run: RunFolder) -> list[Markup]:
-    """The sections of a run's page."""
-    totals = {"step": f"{run.step:,}", "parameters": f"{run.parameters:,}"}
-    totals["tokens seen"] = f"{sum(run.tokens().values()):,}"
-    speed, fill = run.last("tokens_per_s"), run.last("fill")
-    totals |= {"tokens a second": f"{speed:,.0f}"} if speed is not None else {}
-    totals |= {"rows filled": f"{fill:.1%}"} if fill is not None else {}
-    body = [facts(totals), section("Loss", "Mean cross-entropy in nats a target.")]
-    body += [table(*run_table(run), swatches=True)]
-    if run.resumed:
-        body += [tag("p", f"Resumed at step {', '.join(f'{s:,}' for s in run.resumed)}.")]
-    figures = []
-    for title, prefix, dots in (("Training", "", False), ("Validation", "validation/", True)):
-        lines = [_loss_line(run, prefix, name, dots) for name in run.losses(prefix) or ["all"]]
-        chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
-        figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
-    body += [tag("div", *figures, class_="large")]
-    for title, header, rows in figure_tables(run):
-        body += [section(title, ""), table(header, rows)]
-    versions = [[name, version] for name, version in run.versions.items()]
-    versions += [["git commit", run.git_commit]] if run.git_commit else []
-    return [
-        *body,
-        section("Made with", ""),
-        table(["Package", "Version"], versions, class_="words"),
-    ]
-
-
-def run_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
-    """Losses by modality, header and rows, as the terminal and the page show them."""
-    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
-    tokens["all"] = sum(tokens.values())
-    header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
-    rows = []
-    for name in dict.fromkeys(["all", *train, *validation]):
-        losses = [f"{x[name]:.4f}" if name in x else "" for x in (train, validation)]
-        counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, run.active)]
-        rows.append([name, *losses, *counts])
-    return header, rows
 
 
 def packed_batch(view: "BatchView") -> Markup:
@@ -212,12 +169,6 @@ def _code_use(statistics: Mapping[str, ModalityStatistics]) -> Markup:
         lines.append(Line(name=name, x=x, y=counts[at], colour=colour(name), dash=DASHES.get(name)))
     label = "share of the vocabulary, %"
     return line_chart(lines, x_label=label, y_label="times used", log_y=True)
-
-
-def _loss_line(run: RunFolder, prefix: str, name: str, dots: bool) -> Line:
-    x, y = run.curve(f"{prefix}loss" if name == "all" else f"{prefix}loss/{name}")
-    shade = "var(--quiet)" if name == "all" else colour(name)
-    return Line(name=name, x=x, y=y, colour=shade, dash=DASHES.get(name), dots=dots)
 
 
 def _marked(modality: str) -> Markup:
