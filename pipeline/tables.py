@@ -18,7 +18,7 @@ def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence
     """A table without colours or frames; the first column is words, numbers stand right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(header):
-        numbers = all(row[i][:1].isdigit() or not row[i] for row in rows)
+        numbers = all(row[i].lstrip("+-")[:1].isdigit() or not row[i] for row in rows)
         table.add_column(name, justify="right" if i and numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from plait.pipeline.inspect import page, run_report
+from plait.pipeline.inspect import compare, page, run_report
 from plait.pipeline.inspect.alerts import stream_alerts
 from plait.pipeline.inspect.statistics import ModalityStatistics, count_blocks, count_rejected
 from plait.pipeline.progress import Progress
@@ -37,9 +37,9 @@ LARGE = 50_000_000
 class InspectOptions:
     """Show what is in a stream, a run or a tokenizer."""
 
-    path: tyro.conf.Positional[str]
+    paths: tyro.conf.Positional[tuple[str, ...]]
     """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json); or a
-    stream's URL."""
+    stream's URL. Two or more of a kind are put side by side."""
     json: bool = False
     """Print the facts as JSON instead of tables."""
     html: str | None = None
@@ -53,12 +53,18 @@ class InspectOptions:
 def main(argv: Sequence[str]) -> int:
     """`plait inspect`."""
     options = tyro.cli(InspectOptions, args=list(argv), prog="plait inspect")
-    if is_url(options.path):
-        inspect_stream(options.path, options)
+    if not options.paths:
+        raise ConfigError("nothing to inspect: name a stream, a run or a tokenizer")
+    kinds = ["stream" if is_url(path) else kind_of(Path(path)) for path in options.paths]
+    if len(kinds) > 1:
+        inspect_several(kinds, options)
         return 0
-    path = Path(options.path)
-    show = {"stream": inspect_stream, "run": inspect_run, "tokenizer": inspect_tokenizer}
-    show[kind_of(path)](path, options)
+    path = options.paths[0]
+    if kinds[0] == "stream":
+        inspect_stream(path, options)
+    else:
+        show = {"run": inspect_run, "tokenizer": inspect_tokenizer}
+        show[kinds[0]](Path(path), options)
     return 0
 
 
@@ -77,19 +83,44 @@ def kind_of(path: Path) -> str:
     raise ConfigError(f"{path}: {what} (looked for stream.json, config.toml, config.json)")
 
 
+def inspect_several(kinds: Sequence[str], options: InspectOptions) -> None:
+    """Print or write streams, runs or tokenizers side by side."""
+    compare.check(options.paths, kinds)
+    sides = [_side(kinds[0], path) for path in options.paths]
+    if options.html:
+        names = " and ".join(Path(path).resolve().name for path in options.paths)
+        write_page(
+            options.html, f"{kinds[0].capitalize()}s {names}", compare.sections(sides), [], None
+        )
+    if options.json:
+        print_json(compare.to_json(kinds[0], sides))
+        return
+    console = make_console()
+    compare.show(console, kinds[0], sides)
+    print_alerts(console, [], options.html)
+
+
+def _side(kind: str, path: str) -> compare.Side:
+    """One of those that are compared: the facts of `--json`, and what charts need."""
+    if kind == "run":
+        run = RunFolder.read(Path(path))
+        facts = {**run_report.facts(run), "config": run.config}
+        return compare.Side(path=path, facts=facts, run=run)
+    if kind == "tokenizer":
+        return compare.Side(path=path, facts=tokenizer_facts(Path(path)))
+    stream = Stream(path)
+    statistics = count_stream(stream)
+    facts = stream_facts(stream, statistics, count_rejected(stream.rejected_file().parent))
+    return compare.Side(path=path, facts=facts, statistics=statistics)
+
+
 def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     """Count everything, then print or write it."""
     stream = Stream(path)
     statistics = count_stream(stream)
     rejected = count_rejected(stream.rejected_file().parent)
     view = stream_view(stream, options.seq_len) if options.html else None
-    totals = {
-        "documents": stream.documents,
-        "rejected": stream.rejected,
-        "shards": len(stream.shards),
-        "tokens": stream.tokens,
-        "bytes": stream.bytes,
-    }
+    totals = stream_totals(stream)
     fill = view.fill if view else None
     alerts = stream_alerts(stream.documents, rejected, statistics, fill)
     if apart := stream.manifest.get("quarantined"):
@@ -100,11 +131,8 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
         body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
         write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)
     if options.json:
-        facts: Facts = {"format": 1, **totals, "rejected_by_reason": rejected}
-        facts["modalities"] = {name: modality_facts(s) for name, s in statistics.items()}
-        facts["tokenizers"] = {t.name: _without(asdict(t), "name") for t in stream.tokenizers}
-        facts["alerts"] = alerts
-        print_json(facts)
+        facts = stream_facts(stream, statistics, rejected)
+        print_json({"format": 1, **facts, "alerts": alerts})
         return
     console = make_console()
     console.print(Text(f"stream {path}", style="bold"))
@@ -117,6 +145,29 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     names = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in stream.tokenizers]
     print_table(console, ["Tokenizer", "Modality", "Vocabulary", "Fingerprint"], names)
     print_alerts(console, alerts, options.html)
+
+
+def stream_totals(stream: Stream) -> dict[str, int]:
+    """Counts of a whole stream."""
+    return {
+        "documents": stream.documents,
+        "rejected": stream.rejected,
+        "shards": len(stream.shards),
+        "tokens": stream.tokens,
+        "bytes": stream.bytes,
+    }
+
+
+def stream_facts(
+    stream: Stream, statistics: Mapping[str, ModalityStatistics], rejected: Mapping[str, int]
+) -> Facts:
+    """A stream as JSON values."""
+    return {
+        **stream_totals(stream),
+        "rejected_by_reason": rejected,
+        "modalities": {name: modality_facts(s) for name, s in statistics.items()},
+        "tokenizers": {t.name: _without(asdict(t), "name") for t in stream.tokenizers},
+    }
 
 
 def count_stream(stream: Stream) -> dict[str, ModalityStatistics]:
@@ -162,12 +213,12 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     facts = run_report.facts(run)
     alerts = run_report.alerts(run)
     if options.html:
-        body, view = run_report.sections(run), None
+        more, view = [], None
         if options.losses and run.step:
             from plait.pipeline.inspect import loss_view
 
             more, view = loss_view.sections(path)
-            body[2:2] = more
+        body = run_report.sections(run, more)
         write_page(options.html, f"Run {path.resolve().name}", body, alerts, view)
     if options.json:
         print_json({**facts, "alerts": alerts})
@@ -177,12 +228,12 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     print_alerts(console, alerts, options.html)
 
 
-def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write a tokenizer's configuration and the report of its fit."""
+def tokenizer_facts(path: Path) -> Facts:
+    """A tokenizer's configuration and the report of its fit."""
     tokenizer = load_tokenizer(path)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     report = path / "report.json"
-    facts: Facts = {
+    return {
         "kind": config.pop("kind"),
         "modality": tokenizer.modality,
         "vocab_size": tokenizer.vocab_size,
@@ -190,6 +241,11 @@ def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
         "config": config,
         "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
     }
+
+
+def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
+    """Print or write what is known of a tokenizer."""
+    facts = tokenizer_facts(path)
     rows = list(flat(facts))
     if options.html:
         body = [page.table(["Fact", "Value"], rows, class_="words")]

@@ -41,8 +41,13 @@ class HeldOut(Protocol):
     apart: bool
     rows: Rows
 
-    def tokenizer(self, name: str) -> Tokenizer: ...
-    def nats(self, number: int) -> np.ndarray: ...
+    def tokenizer(self, name: str) -> Tokenizer:
+        """One of the run's tokenizers."""
+        ...
+
+    def nats(self, number: int) -> np.ndarray:
+        """Of a row's tokens [T]; NaN where one is no target."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,17 +107,19 @@ class LossView:
     def sections(self) -> list[Markup]:
         """The ramp, the rows, the panel of a span, and tables of losses."""
         region = {"role": "region", "aria_live": "polite", "aria_label": "The chosen document"}
-        header = ["Modality", "Tokens", "Mean, nats", "Median", "Highest", "Their loss"]
+        header = ["Modality", "Tokens", "Mean, nats", "Median, nats"]
         return [
             ramp("0 nats", f"{self.top:.0f} nats a token and more"),
             tag("div", self.markup, class_="scroll"),
             tag("div", id="panel", **region),
             page.section("Loss in these rows", "Markers and <eos> count as text."),
-            page.table(header, self.summary(), swatches=True, class_="words"),
+            page.table(header, self.summary(), swatches=True),
+            tag("p", "The highest, with their row and position:"),
+            page.table(["Modality", "Tokens"], self.highest(), swatches=True, class_="words"),
         ]
 
     def summary(self) -> list[list[str]]:
-        """Losses of these rows by the token's modality, and the tokens of the highest."""
+        """Losses of these rows by the token's modality."""
         nats_N = np.concatenate([self.nats[n] for n in self.view.numbers])
         tokens_N = np.concatenate([self.rows[n].tokens for n in self.view.numbers])
         modality_N = self.rows.vocabulary.modality_of(tokens_N)
@@ -120,13 +127,16 @@ class LossView:
         for m, name in enumerate(self.rows.vocabulary.modalities):
             own = nats_N[(modality_N == m) & np.isfinite(nats_N)]
             if own.size:
-                highest = sorted(self._highest[name], key=lambda t: -t.nats)[:HIGHEST]
-                words = [
-                    ", ".join(f"{t.text} (row {t.row}, {t.position})" for t in highest),
-                    ", ".join(f"{t.nats:.2f}" for t in highest),
-                ]
-                figures = [f"{own.mean():.4f}", f"{np.median(own):.4f}"]
-                rows.append([name, f"{own.size:,}", *figures, *words])
+                rows.append([name, f"{own.size:,}", f"{own.mean():.4f}", f"{np.median(own):.4f}"])
+        return rows
+
+    def highest(self) -> list[list[str]]:
+        """The tokens of each modality with the highest losses."""
+        rows = []
+        for name, found in self._highest.items():
+            tokens = sorted(found, key=lambda token: -token.nats)[:HIGHEST]
+            words = (f"{t.text} {t.nats:.2f} ({t.row}, {t.position})" for t in tokens)
+            rows += [[name, ", ".join(words)]] if tokens else []
         return rows
 
     def _tell(self, at: int, number: int, row: Row) -> None:
@@ -143,10 +153,10 @@ class LossView:
             self._highest[info.modality if info else "text"] += tokens
             if info is None:
                 continue
-            part = self.view.data[at][piece.document]["parts"][seen[piece.document]]
+            part = self._part(at, piece.document, seen[piece.document])
             seen[piece.document] += 1
             scored = nats_T[here][np.isfinite(nats_T[here])]
-            if not scored.size:
+            if part is None or not scored.size:
                 continue
             part["loss"] = f"{scored.mean():.2f} nats a token; highest: " + ", ".join(
                 f"{token.text} {token.nats:.2f}" for token in tokens
@@ -157,6 +167,13 @@ class LossView:
                 encoded = Encoded(ids=local, patch_starts=starts)
                 sizes = piece_sizes(self._tokenizer(info.name), encoded)
                 part |= _by_piece(nats_T[here], sizes, self.top)
+
+    def _part(self, at: int, document: int, number: int) -> dict[str, object] | None:
+        """What the page's script shows of a span; None where the batch's view left it out."""
+        documents = self.view.data[at]
+        parts = documents[document]["parts"] if document < len(documents) else []
+        assert isinstance(parts, list)
+        return parts[number] if number < len(parts) else None
 
     def _token(self, number: int, row: Row, piece: Piece, position: int) -> Token:
         nats, info = float(self.nats[number][position]), piece.tokenizer

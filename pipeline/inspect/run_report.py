@@ -1,5 +1,7 @@
 """How a training run went: its facts, the sections of its page, and its tables in the terminal."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -37,13 +39,13 @@ def alerts(run: RunFolder) -> list[str]:
     return run_alerts(train, validation, run.last("fill"), run.last("skipped"))
 
 
-def sections(run: RunFolder) -> list[Markup]:
-    """The sections of a run's page."""
+def sections(run: RunFolder, more: Sequence[Markup] = ()) -> list[Markup]:
+    """The sections of a run's page, with `more` behind its losses."""
     body = [page.facts(_totals(run)), page.section("Loss", "Mean cross-entropy in nats a target.")]
     body += [page.table(*loss_table(run), swatches=True)]
     if run.resumed:
         body += [tag("p", f"Resumed at step {_steps(run)}.")]
-    body += [loss_charts(run)]
+    body += [loss_charts(run), *more]
     if charts := figure_charts(run):
         body += [page.section("Over steps", "As logged; long runs are thinned, spikes stay.")]
         body += [columns(charts)]
@@ -91,7 +93,7 @@ def _totals(run: RunFolder) -> dict[str, str]:
     }
     for name, (key, form, scale) in optional.items():
         value = run.last(key)
-        if value is not None:
+        if value is not None and (value or key != "skipped"):
             totals[name] = form.format(scale * value)
     return totals
 
