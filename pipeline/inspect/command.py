@@ -86,18 +86,18 @@ def kind_of(path: Path) -> str:
 def inspect_several(kinds: Sequence[str], options: InspectOptions) -> None:
     """Print or write streams, runs or tokenizers side by side."""
     compare.check(options.paths, kinds)
-    sides = [_side(kinds[0], path) for path in options.paths]
+    kind, sides = kinds[0], [_side(kinds[0], path) for path in options.paths]
+    alerts = compare.alerts(sides)
     if options.html:
         names = " and ".join(Path(path).resolve().name for path in options.paths)
-        write_page(
-            options.html, f"{kinds[0].capitalize()}s {names}", compare.sections(sides), [], None
-        )
+        title = f"{kind.capitalize()}s {names}"
+        write_page(options.html, title, compare.sections(sides), alerts, None)
     if options.json:
-        print_json(compare.to_json(kinds[0], sides))
+        print_json(compare.to_json(kind, sides))
         return
     console = make_console()
-    compare.show(console, kinds[0], sides)
-    print_alerts(console, [], options.html)
+    compare.show(console, kind, sides)
+    print_alerts(console, alerts, options.html)
 
 
 def _side(kind: str, path: str) -> compare.Side:
@@ -105,13 +105,19 @@ def _side(kind: str, path: str) -> compare.Side:
     if kind == "run":
         run = RunFolder.read(Path(path))
         facts = {**run_report.facts(run), "config": run.config}
-        return compare.Side(path=path, facts=facts, run=run)
+        return compare.Side(path=path, facts=facts, run=run, alerts=run_report.alerts(run))
     if kind == "tokenizer":
         return compare.Side(path=path, facts=tokenizer_facts(Path(path)))
     stream = Stream(path)
     statistics = count_stream(stream)
-    facts = stream_facts(stream, statistics, count_rejected(stream.rejected_file().parent))
-    return compare.Side(path=path, facts=facts, statistics=statistics)
+    rejected = count_rejected(stream.rejected_file().parent)
+    shares = {name: s.tokens / (stream.tokens or 1) for name, s in statistics.items()}
+    return compare.Side(
+        path=path,
+        facts={**stream_facts(stream, statistics, rejected), "shares": shares},
+        statistics=statistics,
+        alerts=stream_alerts(stream.documents, rejected, statistics),
+    )
 
 
 def inspect_stream(path: str | Path, options: InspectOptions) -> None:

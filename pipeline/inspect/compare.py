@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -41,6 +42,7 @@ class Side:
     facts: Facts
     run: RunFolder | None = None
     statistics: Mapping[str, ModalityStatistics] = field(default_factory=dict)
+    alerts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,12 @@ def rows_of(sides: Sequence[Side]) -> list[Row]:
     flat = [dict(_flat(side.facts)) for side in sides]
     names = dict.fromkeys(name for found in flat for name in found)
     return [Row(name=name, values=tuple(found.get(name) for found in flat)) for name in names]
+
+
+def alerts(sides: Sequence[Side]) -> list[str]:
+    """What stands out, by side."""
+    lettered = zip(ascii_uppercase, sides, strict=False)
+    return [f"{letter}: {alert}" for letter, side in lettered for alert in side.alerts]
 
 
 def to_json(kind: str, sides: Sequence[Side]) -> Facts:
@@ -151,7 +159,7 @@ def _stream_sections(sides: Sequence[Side]) -> list[Markup]:
         return []
     body = [page.section("Shares of the tokens", "")]
     for letter, side in zip(ascii_uppercase, sides, strict=False):
-        parts = [(n, side.statistics[n].tokens if n in side.statistics else 0) for n in names]
+        parts = [(name, found.tokens) for name, found in side.statistics.items() if found.tokens]
         body += [tag("h3", letter), stacked_bar(parts)]
     body += [page.section("Lengths", "Tokens in a span.")]
     body += [_by_modality(sides, names, _lengths, "small")]
@@ -181,8 +189,6 @@ def _lengths(name: str, s: ModalityStatistics) -> Markup:
 
 
 def _code_use(sides: Sequence[Side], name: str) -> Markup:
-    import numpy as np
-
     lines = []
     for letter, side, dash in zip(ascii_uppercase, sides, _dashes(), strict=False):
         s = side.statistics.get(name)
@@ -245,4 +251,7 @@ def _shown(value: Value) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+,}" if isinstance(value, int) and value else f"{value:+,.4g}" if value else "0"
+    if not value:
+        return "0"
+    whole = isinstance(value, int) or 1e4 <= abs(value) < 1e9
+    return f"{value:+,.0f}" if whole else f"{value:+,.4g}"

@@ -272,6 +272,7 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         },
         "tokens": {"text": 4000, "image": 800},
         "resumed": [20],
+        "skipped": [],
         "alerts": ["Packed rows are only 50.0% filled; the rest is padding."],
     }
     assert cli.main(["inspect", str(run), "--html", str(tmp_path / "run.html")]) == 0

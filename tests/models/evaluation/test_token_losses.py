@@ -1,0 +1,83 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from plait.models.evaluation import token_losses
+from plait.models.evaluation.token_losses import HeldOut
+from plait.models.plan import prompt_batch
+from plait.tokenizers.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def held_out(sample_run):
+    return HeldOut.open(sample_run)
+
+
+def test_mean_is_the_validation_loss_of_the_run(held_out, sample_run):
+    """All held-out rows together give the figures that training logged after its last step."""
+    rows, vocabulary = held_out.rows, held_out.model.vocabulary
+    nats = np.stack([held_out.nats(i) for i in range(len(rows))])
+    modality = vocabulary.modality_of(rows.batch(range(len(rows))).tokens_BT.numpy())
+    last = json.loads((sample_run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert held_out.apart and held_out.step == last["step"] == 8
+    assert np.nanmean(nats) == pytest.approx(last["validation/loss"], rel=1e-4)
+    for m, name in enumerate(vocabulary.modalities):
+        own = nats[(modality == m) & np.isfinite(nats)]
+        assert own.mean() == pytest.approx(last[f"validation/loss/{name}"], rel=1e-4)
+
+
+def test_each_token_has_its_nats_given_its_own_document(held_out):
+    """Against documents one by one, by the logits of a whole pass."""
+    row, nats = held_out.rows[1], held_out.nats(1)
+    for document in range(row.document.max() + 1):
+        here = np.flatnonzero(row.document == document)
+        if row.position[here[0]]:
+            continue  # goes on from another row: its first token stands not at place 0
+        ids = row.tokens[here].tolist()
+        logits = held_out.model(prompt_batch([ids], held_out.model.vocabulary))[0]
+        wanted = -logits.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
+        np.testing.assert_allclose(nats[here[1:]], wanted.detach(), rtol=1e-3, atol=1e-4)
+        assert np.isnan(nats[here[0]])
+    assert np.isnan(nats[row.document < 0]).all()
+
+
+def changed(run, folder, old: str, new: str):
+    shutil.copytree(run, folder)
+    path = folder / "config.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return folder
+
+
+def test_what_is_only_read_is_no_target(held_out, sample_run, tmp_path):
+    """And where nothing was held out, rows are those of training."""
+    run = changed(sample_run, tmp_path / "run", "mask = []", 'mask = ["text"]')
+    row, nats = held_out.rows[1], HeldOut.open(run).nats(1)
+    text = held_out.model.vocabulary.modality_of(row.tokens) == 0
+    assert np.isnan(nats[text & (row.tokens >= 11)]).all()
+    assert np.isfinite(nats[~text]).sum() == np.isfinite(held_out.nats(1)[~text]).sum() > 0
+    run = changed(sample_run, tmp_path / "all", "share = 0.2", "share = 0.0")
+    assert not HeldOut.open(run).apart
+
+
+def test_runs_that_cannot_be_scored_say_why(sample_run, tmp_path, monkeypatch):
+    run = changed(sample_run, tmp_path / "moved", 'data = [\n    "', 'data = [\n    "/gone')
+    with pytest.raises(ConfigError, match="/gone"):
+        HeldOut.open(run)
+    environment = sample_run / "environment.json"
+    shutil.copytree(sample_run, tmp_path / "other")
+    facts = json.loads(environment.read_text())
+    facts["data"] = {url: "another" for url in facts["data"]}
+    (tmp_path / "other" / "environment.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="not the stream that .* was trained on"):
+        HeldOut.open(tmp_path / "other")
+    shutil.rmtree(tmp_path / "other" / "checkpoints")
+    with pytest.raises(ConfigError, match="no checkpoint yet"):
+        HeldOut.open(tmp_path / "other")
+    monkeypatch.setattr(token_losses, "LONGEST", 255)
+    with pytest.raises(ConfigError, match="rows of 256 tokens are too long"):
+        HeldOut.open(sample_run)
