@@ -5,6 +5,7 @@ cost is mostly that of reading the weights.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,16 +63,16 @@ class HeldOut:
         """One of the run's tokenizers."""
         return load_tokenizer(self.folder / "tokenizers" / name)
 
-    def nats(self, number: int) -> np.ndarray:
-        """Of a row's tokens, each given those before it, float32 [T]; NaN where one is no target.
+    def nats(self, numbers: Sequence[int]) -> np.ndarray:
+        """Of some rows' tokens, each given those before it, float32 [B, T]; NaN for no target.
 
         A batch counts a loss where it is made, one position before; here it stands at its token.
         """
-        batch = self.rows.batch([number])
-        nats_T = torch.full(batch.tokens_BT.shape[1:], torch.nan)
-        scored_T = batch.loss_mask_BT[0, :-1]
-        nats_T[1:][scored_T] = self.model.nats(batch)[0, :-1][scored_T].float()
-        return nats_T.numpy()
+        batch = self.rows.batch(numbers)
+        nats_BT = torch.full(batch.tokens_BT.shape, torch.nan)
+        scored_BT = batch.loss_mask_BT[:, :-1]
+        nats_BT[:, 1:][scored_BT] = self.model.nats(batch)[:, :-1][scored_BT].float()
+        return nats_BT.numpy()
 
 
 def _streams(config: RunConfig, folder: Path) -> list[Stream]:

@@ -9,6 +9,7 @@ a page of a run is made, and runs on the CPU over a few rows.
 import importlib
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -45,8 +46,8 @@ class HeldOut(Protocol):
         """One of the run's tokenizers."""
         ...
 
-    def nats(self, number: int) -> np.ndarray:
-        """Of a row's tokens [T]; NaN where one is no target."""
+    def nats(self, numbers: Sequence[int]) -> np.ndarray:
+        """Of the tokens of some rows [B, T]; NaN where one is no target."""
         ...
 
 
@@ -63,6 +64,8 @@ class Token:
 def sections(run: Path) -> tuple[list[Markup], BatchView | None]:
     """The sections of a run's page, and what its script needs; why there is none, if so."""
     title = "A packed batch by loss"
+    if not any(run.glob("checkpoints/step-*")):
+        return [page.section(title, "Not drawn: there is no checkpoint yet.")], None
     try:
         held_out: HeldOut = importlib.import_module(MODULE).HeldOut.open(run)
         found = LossView(held_out)
@@ -79,7 +82,7 @@ class LossView:
         self._tokenizers: dict[str, Tokenizer] = {}
         count = min(MOST_ROWS, max(1, MOST_TOKENS // self.rows.seq_len))
         self.view = BatchView(self.rows, self._tokenizer, count)
-        self.nats = {number: held_out.nats(number) for number in self.view.numbers}
+        self.nats = dict(zip(self.view.numbers, held_out.nats(self.view.numbers), strict=True))
         """By number of the row, [T]; NaN where a token is no target."""
         scored = np.concatenate([nats[np.isfinite(nats)] for nats in self.nats.values()])
         self.top = float(math.ceil(np.quantile(scored, 0.99))) if scored.size else 1.0
