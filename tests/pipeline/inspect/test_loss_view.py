@@ -30,6 +30,7 @@ class Strips(HTMLParser):
         if tag == "div" and "row" in str(found.get("class")).split():
             self._inside = found["class"] == "row losses"
             self.rows += [[]] if self._inside else []
+        self._inside &= found.get("id") != "panel"
         if self._inside and tag == "svg":
             self._start = len(self.rows[-1])
             self.rows[-1] += [-1] * int(str(found["viewbox"]).split()[2])
