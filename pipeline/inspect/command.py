@@ -4,9 +4,8 @@ Counting needs numpy alone; torch is imported when a page's packed batch is deco
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,15 +13,16 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from plait.pipeline.inspect import page
-from plait.pipeline.inspect.alerts import run_alerts, stream_alerts
+from plait.pipeline.inspect import page, stream_page
+from plait.pipeline.inspect.alerts import run_alerts
 from plait.pipeline.inspect.run_tables import figure_tables, last_figures
-from plait.pipeline.inspect.statistics import ModalityStatistics, count_blocks, count_rejected
-from plait.pipeline.progress import Progress
+from plait.pipeline.inspect.stream_report import facts as stream_facts
+from plait.pipeline.inspect.stream_report import look, write_parquet
+from plait.pipeline.inspect.stream_terminal import show as show_stream
 from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
-from plait.pipeline.tables import make_console, print_table
+from plait.pipeline.tables import make_console, print_table, printable
 from plait.tokenizers.base import load_tokenizer
 from plait.tokenizers.errors import ConfigError
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from plait.pipeline.inspect.batch_view import BatchView
 
 Facts = dict[str, object]
-LARGE = 50_000_000
-"""Tokens from which on counting shows its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +44,13 @@ class InspectOptions:
     html: str | None = None
     """Also write one self-contained page here."""
     seq_len: int = 512
-    """Row length of the packed batch on a stream's page."""
+    """Row length to pack a stream with."""
+    sample: int = 0
+    """Count so many shards only, evenly spaced over a huge stream; 0 is all."""
+    parquet: str | None = None
+    """Also write a stream's counts here, one row a shard and modality."""
+    validation: str | None = None
+    """Another stream, kept for validation: its documents are looked for in this one."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -79,67 +83,24 @@ def kind_of(path: Path) -> str:
 def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     """Count everything, then print or write it."""
     stream = Stream(path)
-    statistics = count_stream(stream)
-    rejected = count_rejected(stream.rejected_file().parent)
-    view = stream_view(stream, options.seq_len) if options.html else None
-    totals = {
-        "documents": stream.documents,
-        "rejected": stream.rejected,
-        "shards": len(stream.shards),
-        "tokens": stream.tokens,
-        "bytes": stream.bytes,
-    }
-    fill = view.fill if view else None
-    alerts = stream_alerts(stream.documents, rejected, statistics, fill)
-    if apart := stream.manifest.get("quarantined"):
-        names = ", ".join(entry["name"] for entry in apart)
-        lost = sum(entry["documents"] for entry in apart)
-        alerts.insert(0, f"{lost:,} documents are in quarantine ({names}); see `plait verify`.")
+    report = look(
+        stream,
+        seq_len=options.seq_len,
+        sample=options.sample,
+        validation=options.validation,
+    )
+    if options.parquet:
+        write_parquet(report, options.parquet)
     if options.html:
-        body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
-        write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)
+        view = stream_view(report.part, options.seq_len)
+        body = stream_page.sections(report, view)
+        write_page(options.html, f"Stream {Path(path).resolve().name}", body, report.alerts, view)
     if options.json:
-        facts: Facts = {"format": 1, **totals, "rejected_by_reason": rejected}
-        facts["modalities"] = {name: modality_facts(s) for name, s in statistics.items()}
-        facts["tokenizers"] = {t.name: _without(asdict(t), "name") for t in stream.tokenizers}
-        facts["alerts"] = alerts
-        print_json(facts)
+        print_json(stream_facts(report))
         return
     console = make_console()
-    console.print(Text(f"stream {path}", style="bold"))
-    print_totals(console, totals)
-    print_table(console, *page.modality_table(statistics))
-    if rejected:
-        print_table(
-            console, ["Rejected because", "Samples"], [[r, f"{n:,}"] for r, n in rejected.items()]
-        )
-    names = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in stream.tokenizers]
-    print_table(console, ["Tokenizer", "Modality", "Vocabulary", "Fingerprint"], names)
-    print_alerts(console, alerts, options.html)
-
-
-def count_stream(stream: Stream) -> dict[str, ModalityStatistics]:
-    """All counts by modality; shows its progress where it takes more than a moment."""
-    if stream.tokens < LARGE:
-        return count_blocks(stream.blocks(), stream.tokenizers)
-    with Progress("counting", total=stream.tokens, unit="tokens") as progress:
-        return count_blocks(stream.blocks(), stream.tokenizers, progress.advance)
-
-
-def modality_facts(s: ModalityStatistics) -> Facts:
-    """The statistics of a modality as JSON values."""
-    quantiles = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {
-        "tokens": s.tokens,
-        "spans": s.spans,
-        "documents": s.documents,
-        "vocab_size": s.vocab_size,
-        "codes_used": s.codes_used,
-        "perplexity": s.perplexity,
-        "entropy_bits": s.entropy_nats / math.log(2),
-        "entropy_nats": s.entropy_nats,
-        "length": {name: _whole(s.length(q)) for name, q in quantiles.items()},
-    }
+    show_stream(console, report)
+    print_alerts(console, report.alerts, options.html)
 
 
 def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView | None":
@@ -251,7 +212,7 @@ def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> N
     """What stands out, and where the page lies."""
     console.print()
     for alert in alerts:
-        console.print(Text(f"look: {alert}"))
+        console.print(Text(f"look: {printable(alert, 2000)}"))
     if html:
         console.print(Text(f"page: {html}"))
 
@@ -259,11 +220,3 @@ def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> N
 def print_json(facts: Facts) -> None:
     """JSON on standard output."""
     print(json.dumps(facts, indent=2, ensure_ascii=False))
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
-def _without(facts: Facts, key: str) -> Facts:
-    return {k: v for k, v in facts.items() if k != key}

@@ -47,6 +47,8 @@ class StreamCounts:
     j = k its end."""
     sizes: Counter[int]
     """Documents by their tokens with markers, as in rows."""
+    frames: np.ndarray
+    """Int64 [k]: rows of the grid, as a speech codec's frames are."""
     patches: np.ndarray
     """Int64 [k]: patches of bytes that begin."""
     durations: np.ndarray
@@ -122,6 +124,9 @@ def _tasks(stream: Stream) -> Iterator[_Task]:
             first = last
 
 
+_SUMS = ("code_counts", "by_shard", "transitions", "frames", "patches", "durations")
+
+
 class _Tally:
     """What one thread has counted."""
 
@@ -141,7 +146,7 @@ class _Tally:
         self.code_counts = np.zeros(int(vocab_sizes.sum()), np.int64)
         self.by_shard = np.zeros((len(stream.shards), k, 3), np.int64)
         self.transitions = np.zeros((k + 1, k + 1), np.int64)
-        self.patches, self.durations = np.zeros(k, np.int64), np.zeros(k, np.int64)
+        self.frames, self.patches, self.durations = np.zeros((3, k), np.int64)
         self.sizes: Counter[int] = Counter()
         self.lengths: list[Counter[int]] = [Counter() for _ in range(k)]
 
@@ -161,7 +166,7 @@ class _Tally:
 
     def add(self, other: "_Tally") -> None:
         """What another thread has counted."""
-        for name in ("code_counts", "by_shard", "transitions", "patches", "durations"):
+        for name in _SUMS:
             getattr(self, name).__iadd__(getattr(other, name))
         self.sizes.update(other.sizes)
         for own, more in zip(self.lengths, other.lengths, strict=True):
@@ -188,6 +193,7 @@ class _Tally:
             by_shard=self.by_shard,
             transitions=self.transitions,
             sizes=self.sizes,
+            frames=self.frames,
             patches=self.patches,
             durations=self.durations,
             contents=self._hashes[0],
@@ -201,6 +207,7 @@ class _Tally:
         own = self.by_shard[shard]
         own[:, TOKENS] = np.bincount(kinds, lengths, k)
         own[:, SPANS] = np.bincount(kinds, minlength=k)
+        self.frames += np.bincount(kinds, lengths // index.widths, k).astype(np.int64)
         owners = np.repeat(np.arange(index.documents), index.counts)
         for kind in range(k):
             mine = kinds == kind
