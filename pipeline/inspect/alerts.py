@@ -38,12 +38,16 @@ def stream_alerts(
     held_out: Shared | None = None,
     validation: Shared | None = None,
 ) -> list[str]:
-    """Sentences, the most pressing first; none if nothing stands out."""
+    """Sentences, the most pressing first; none if nothing stands out.
+
+    Of a sample, nothing is said of what never occurs.
+    """
+    whole = len(stream.shards) == len(stream.manifest["shards"])
     found = [
         *_quarantined(stream),
         *leaks(validation, "the validation stream"),
         *_rejected(int(stream.manifest["documents"]), rejected),
-        *_unused(counts.modalities),
+        *(_unused(counts.modalities) if whole else ()),
         *_missing(stream, counts),
         *_repeated(stream.documents, repeats),
         *leaks(held_out, f"the {HELD_OUT:.0%} that a run with seed 0 holds out"),
@@ -71,13 +75,14 @@ def leaks(shared: Shared | None, where: str) -> Iterable[str]:
 def mixture_alerts(shares: Sequence["StreamShare"]) -> Iterable[str]:
     """Streams whose share of the tokens is not their weight."""
     for s in shares:
-        if abs(s.drift) > DRIFT:
+        if not s.tokens:
+            yield f"{s.name} has no row among those looked at."
+        elif abs(s.drift) > DRIFT:
             yield (
-                f"{s.name} has {s.tokens:.1%} of the tokens for a weight of {s.weight:.1%}: "
-                f"weights are shares of rows, and its rows are {s.fill:.1%} filled. Weigh it by "
-                f"{s.weight * s.weight / s.tokens:.3f} instead, or give `mixture.shares` by modality."
-                if s.tokens
-                else f"{s.name} has no tokens in these rows."
+                f"{s.name} has {s.tokens:.1%} of the tokens for a weight of {s.weight:.1%}: weights "
+                f"are shares of rows, and its rows are {s.fill:.1%} filled. Ask for shares of "
+                "tokens by modality instead (`mixture.shares`), or weigh it by "
+                f"{s.weight * s.weight / s.tokens:.3f}."
             )
 
 
@@ -105,8 +110,8 @@ def _unused(statistics: Mapping[str, ModalityStatistics]) -> Iterable[str]:
         unused = 1 - s.codes_used / s.vocab_size
         if not s.tokens:
             yield (
-                f"{name}: a tokenizer is there, but no token of it. A run on this stream alone need "
-                "not pay for its vocabulary: leave it out of `plait shard`."
+                f"{name}: a tokenizer is there, but no token of it. If that is meant, leave it out "
+                "of `plait shard`, so that no run pays for its vocabulary."
             )
         elif unused > UNUSED and name != "bytes":
             yield (

@@ -39,6 +39,13 @@ class InspectOptions:
     path: tyro.conf.Positional[str]
     """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json); or a
     stream's URL."""
+    others: tyro.conf.Positional[tuple[str, ...]] = ()
+    """With --weights: more streams, to be mixed with the first."""
+    weights: tuple[float, ...] = ()
+    """Shares of rows, one a stream: what would a mixture of these streams hold?"""
+    data: bool = False
+    """Of a run: its streams in place of its losses, their shares, and what validation shares with
+    training."""
     json: bool = False
     """Print the facts as JSON instead of tables."""
     html: str | None = None
@@ -56,10 +63,16 @@ class InspectOptions:
 def main(argv: Sequence[str]) -> int:
     """`plait inspect`."""
     options = tyro.cli(InspectOptions, args=list(argv), prog="plait inspect")
+    if options.weights or options.others:
+        inspect_mixture(options)
+        return 0
     if is_url(options.path):
         inspect_stream(options.path, options)
         return 0
     path = Path(options.path)
+    if options.data:
+        inspect_mixture(options)
+        return 0
     show = {"stream": inspect_stream, "run": inspect_run, "tokenizer": inspect_tokenizer}
     show[kind_of(path)](path, options)
     return 0
@@ -100,6 +113,29 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
         return
     console = make_console()
     show_stream(console, report)
+    print_alerts(console, report.alerts, options.html)
+
+
+def inspect_mixture(options: InspectOptions) -> None:
+    """Print or write what a run's streams, or these, give when they are mixed."""
+    from plait.pipeline.inspect import data_report
+
+    paths = [options.path, *options.others]
+    if options.data:
+        report = data_report.look_at_run(Path(options.path))
+    elif len(paths) == len(options.weights):
+        report = data_report.look_at_streams(
+            paths, options.weights, options.seq_len, options.validation
+        )
+    else:
+        raise ConfigError(f"{len(paths)} streams and {len(options.weights)} --weights: one each")
+    if options.html:
+        write_page(options.html, report.title, data_report.sections(report), report.alerts, None)
+    if options.json:
+        print_json(data_report.facts(report))
+        return
+    console = make_console()
+    data_report.show(console, report)
     print_alerts(console, report.alerts, options.html)
 
 

@@ -1,8 +1,8 @@
 """What a mixture gives of each stream, beside its weights: rows, tokens and documents.
 
 Weights are shares of rows, and those are met to one row. Rows of one stream may be fuller than
-another's, and its documents shorter, so shares of tokens and documents differ; how much follows from
-lengths alone, before a step is made.
+another's, and its documents shorter, so shares of tokens and documents differ; how much follows
+from lengths alone, before a step is made.
 """
 
 import json
@@ -59,6 +59,16 @@ def mixture_shares(rows: Rows, count: int) -> list[StreamShare]:
             *columns, epochs, rows.epoch_tokens, in_epoch, strict=True
         )
     ]
+
+
+def modality_shares(rows: Rows, count: int) -> dict[str, float]:
+    """Each modality's share of the tokens in rows 0 .. count - 1, without markers."""
+    totals = dict.fromkeys(rows.vocabulary.modalities, 0.0)
+    for stream, epochs in zip(rows.streams, rows.epochs(count), strict=True):
+        for shard in stream.shards:
+            for modality, tokens in shard.tokens.items():
+                totals[modality] += epochs * tokens
+    return dict(zip(totals, _shares(list(totals.values())), strict=True))
 
 
 def share_table(shares: Sequence[StreamShare]) -> Table:

@@ -4,6 +4,7 @@ What a document holds is its tokenizers, lengths and ids; a picture without code
 Among a billion documents two different ones share a hash with a probability of 3 %.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,22 @@ HELD_OUT = 0.05
 """The share that a run holds out if nothing else is said (`validation.share`), with seed 0."""
 NAMED = 3
 """Keys that are named of each group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some documents of a stream, by their numbers."""
+
+    stream: Stream
+    counts: StreamCounts
+    numbers: np.ndarray
+
+    def hashes(self, name: str) -> np.ndarray:
+        """Their `contents` or `keys`."""
+        return getattr(self.counts, name)[self.numbers]
+
+
+HASHES = ("contents", "keys")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,35 +93,32 @@ def find_repeats(stream: Stream, counts: StreamCounts, most: int = 5) -> Repeats
 
 def held_out(stream: Stream, counts: StreamCounts) -> Shared | None:
     """What a run's own split would put on both sides; None if there is nothing to hold out."""
-    splitter = Splitter(stream, seed=0, split="validation", validation=HELD_OUT)
+    apart, others = split(stream, counts, seed=0, share=HELD_OUT)
+    return shared([apart], [others]) if len(apart.numbers) and len(others.numbers) else None
+
+
+def split(stream: Stream, counts: StreamCounts, *, seed: int, share: float) -> tuple[Part, Part]:
+    """The documents that a run holds out, and those that it trains on."""
+    splitter = Splitter(stream, seed=seed, split="validation", validation=share)
     numbers = np.arange(stream.documents)
     apart = splitter.chosen(numbers)
-    if not apart.any() or apart.all():
-        return None
-    hashes = [(table[apart], table[~apart]) for table in (counts.contents, counts.keys)]
-    return _shared(stream, numbers[apart], hashes)
+    return Part(stream, counts, numbers[apart]), Part(stream, counts, numbers[~apart])
 
 
-def in_training(validation: Stream, own: StreamCounts, training: list[StreamCounts]) -> Shared:
-    """Documents of a validation stream that are in training streams too."""
-    hashes = [
-        (own.contents, np.concatenate([t.contents for t in training])),
-        (own.keys, np.concatenate([t.keys for t in training])),
-    ]
-    return _shared(validation, np.arange(validation.documents), hashes)
-
-
-def _shared(
-    stream: Stream, numbers: np.ndarray, hashes: list[tuple[np.ndarray, np.ndarray]]
-) -> Shared:
-    """`hashes` are those of the documents `numbers`, and all others: of contents, then of keys."""
-    contents, keys = (np.isin(mine, others) for mine, others in hashes)
-    found = numbers[contents | keys][:NAMED].tolist()
+def shared(validation: Sequence[Part], training: Sequence[Part]) -> Shared:
+    """Documents kept for validation that are in training too."""
+    contents, keys, documents = [], [], 0
+    trained = [np.unique(np.concatenate([p.hashes(name) for p in training])) for name in HASHES]
+    named: list[str] = []
+    for part in validation:
+        same = [np.isin(part.hashes(n), t) for n, t in zip(HASHES, trained, strict=True)]
+        contents.append(int(same[0].sum()))
+        keys.append(int(same[1].sum()))
+        documents += len(part.numbers)
+        found = part.numbers[same[0] | same[1]][: NAMED - len(named)].tolist()
+        named += [part.stream.document(i).key for i in found]
     return Shared(
-        documents=len(numbers),
-        same_content=int(contents.sum()),
-        same_key=int(keys.sum()),
-        keys=tuple(stream.document(i).key for i in found),
+        documents=documents, same_content=sum(contents), same_key=sum(keys), keys=tuple(named)
     )
 
 

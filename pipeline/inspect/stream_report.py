@@ -16,7 +16,7 @@ from plait.pipeline.inspect.charts import bins
 from plait.pipeline.inspect.count import StreamCounts, count_stream, shard_rows
 from plait.pipeline.inspect.packed_rows import PackedRows, pack
 from plait.pipeline.inspect.rates import Rate, rates, spread
-from plait.pipeline.inspect.repeats import Repeats, Shared, find_repeats, held_out, in_training
+from plait.pipeline.inspect.repeats import Part, Repeats, Shared, find_repeats, held_out, shared
 from plait.pipeline.inspect.statistics import ModalityStatistics, count_rejected
 from plait.pipeline.progress import Progress
 from plait.pipeline.stream import Stream
@@ -75,15 +75,16 @@ def look(
 ) -> StreamReport:
     """Count all of it, or `sample` shards; `validation` is a stream that should share nothing."""
     part = _sampled(stream, sample)
-    counts = _count(part)
+    counts = count(part)
     rejected = count_rejected(stream.rejected_file().parent)
     repeats = find_repeats(part, counts)
     whole = part is stream
     apart = held_out(part, counts) if whole else None
-    shared = None
+    leaked = None
     if validation is not None:
         other = Stream(validation)
-        shared = in_training(other, _count(other), [counts])
+        theirs = Part(other, count(other), np.arange(other.documents))
+        leaked = shared([theirs], [Part(part, counts, np.arange(part.documents))])
     packed = pack(part, counts.sizes, seq_len)
     alerts = stream_alerts(
         part,
@@ -92,7 +93,7 @@ def look(
         repeats=repeats,
         packed=packed,
         held_out=apart,
-        validation=shared,
+        validation=leaked,
     )
     return StreamReport(
         stream=stream,
@@ -101,7 +102,7 @@ def look(
         rejected=rejected,
         repeats=repeats,
         held_out=apart,
-        validation=shared,
+        validation=leaked,
         rates=rates(part, counts),
         packed=packed,
         alerts=alerts,
@@ -191,7 +192,7 @@ def _sampled(stream: Stream, shards: int) -> Stream:
     return stream.of_shards(spread(np.arange(len(stream.shards)), shards).tolist())
 
 
-def _count(stream: Stream) -> StreamCounts:
+def count(stream: Stream) -> StreamCounts:
     """All counts; shows its progress where it takes more than a moment."""
     if stream.tokens < LARGE:
         return count_stream(stream)
