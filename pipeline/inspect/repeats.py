@@ -82,12 +82,11 @@ def find_repeats(stream: Stream, counts: StreamCounts, most: int = 5) -> Repeats
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
     sizes = np.diff(starts, append=len(ordered))
     several = np.flatnonzero(sizes > 1)
-    largest = several[np.argsort(-sizes[several], kind="stable")[:most]]
-    groups = [
-        _group(stream, np.flatnonzero(contents == ordered[starts[group]])) for group in largest
-    ]
+    chosen = several[np.argsort(-sizes[several], kind="stable")[:most]]
+    places = [np.flatnonzero(contents == ordered[starts[group]]) for group in chosen]
+    largest = [_group(stream, p) for p in sorted(places, key=lambda p: (-len(p), p[0]))]
     return Repeats(
-        documents=len(contents) - len(starts), groups=len(several), largest=tuple(groups)
+        documents=len(contents) - len(starts), groups=len(several), largest=tuple(largest)
     )
 
 
