@@ -79,9 +79,9 @@ def mixture_alerts(shares: Sequence["StreamShare"]) -> Iterable[str]:
             yield f"{s.name} has no row among those looked at."
         elif abs(s.drift) > DRIFT:
             yield (
-                f"{s.name} has {s.tokens:.1%} of the tokens for a weight of {s.weight:.1%}: weights "
-                f"are shares of rows, and its rows are {s.fill:.1%} filled. Ask for shares of "
-                "tokens by modality instead (`mixture.shares`), or weigh it by "
+                f"{s.name} has {s.tokens:.1%} of the tokens for a weight of {s.weight:.1%}: "
+                f"weights are shares of rows, and its rows are {s.fill:.1%} filled. Ask for shares "
+                "of tokens by modality instead (`mixture.shares`), or weigh it by "
                 f"{s.weight * s.weight / s.tokens:.3f}."
             )
 
