@@ -4,9 +4,8 @@ Counting needs numpy alone; torch is imported when a page's packed batch is deco
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +13,14 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from plait.pipeline.inspect import compare, page, run_report
-from plait.pipeline.inspect.alerts import stream_alerts
-from plait.pipeline.inspect.statistics import ModalityStatistics, count_blocks, count_rejected
-from plait.pipeline.progress import Progress
+from plait.pipeline.inspect import compare, page, run_report, stream_page
+from plait.pipeline.inspect.stream_report import facts as stream_facts
+from plait.pipeline.inspect.stream_report import look, write_parquet
+from plait.pipeline.inspect.stream_terminal import show as show_stream
 from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
-from plait.pipeline.tables import make_console, print_table
+from plait.pipeline.tables import make_console, print_table, printable
 from plait.tokenizers.base import load_tokenizer
 from plait.tokenizers.errors import ConfigError
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from plait.pipeline.inspect.batch_view import BatchView
 
 Facts = dict[str, object]
-LARGE = 50_000_000
-"""Tokens from which on counting shows its progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +37,23 @@ class InspectOptions:
     paths: tyro.conf.Positional[tuple[str, ...]]
     """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json); or a
     stream's URL. Two or more of a kind are put side by side."""
+    weights: tuple[float, ...] = ()
+    """Shares of rows, one a stream: what would a mixture of these streams hold?"""
+    data: bool = False
+    """Of a run: its streams in place of its losses, their shares, and what validation shares with
+    training."""
     json: bool = False
     """Print the facts as JSON instead of tables."""
     html: str | None = None
     """Also write one self-contained page here."""
     seq_len: int = 512
-    """Row length of the packed batch on a stream's page."""
+    """Row length to pack a stream with."""
+    sample: int = 0
+    """Count so many shards only, evenly spaced over a huge stream; 0 is all."""
+    parquet: str | None = None
+    """Also write a stream's counts here, one row a shard and modality."""
+    validation: str | None = None
+    """Another stream, kept for validation: its documents are looked for in this one."""
     losses: bool = True
     """On a run's page, colour held-out rows by loss, with its newest checkpoint on the CPU."""
 
@@ -55,6 +63,9 @@ def main(argv: Sequence[str]) -> int:
     options = tyro.cli(InspectOptions, args=list(argv), prog="plait inspect")
     if not options.paths:
         raise ConfigError("nothing to inspect: name a stream, a run or a tokenizer")
+    if options.weights or options.data:
+        inspect_mixture(options)
+        return 0
     kinds = ["stream" if is_url(path) else kind_of(Path(path)) for path in options.paths]
     if len(kinds) > 1:
         inspect_several(kinds, options)
@@ -86,7 +97,7 @@ def kind_of(path: Path) -> str:
 def inspect_several(kinds: Sequence[str], options: InspectOptions) -> None:
     """Print or write streams, runs or tokenizers side by side."""
     compare.check(options.paths, kinds)
-    kind, sides = kinds[0], [_side(kinds[0], path) for path in options.paths]
+    kind, sides = kinds[0], [_side(kinds[0], path, options) for path in options.paths]
     alerts = compare.alerts(sides)
     if options.html:
         names = " and ".join(Path(path).resolve().name for path in options.paths)
@@ -100,7 +111,7 @@ def inspect_several(kinds: Sequence[str], options: InspectOptions) -> None:
     print_alerts(console, alerts, options.html)
 
 
-def _side(kind: str, path: str) -> compare.Side:
+def _side(kind: str, path: str, options: InspectOptions) -> compare.Side:
     """One of those that are compared: the facts of `--json`, and what charts need."""
     if kind == "run":
         run = RunFolder.read(Path(path))
@@ -108,96 +119,58 @@ def _side(kind: str, path: str) -> compare.Side:
         return compare.Side(path=path, facts=facts, run=run, alerts=run_report.alerts(run))
     if kind == "tokenizer":
         return compare.Side(path=path, facts=tokenizer_facts(Path(path)))
-    stream = Stream(path)
-    statistics = count_stream(stream)
-    rejected = count_rejected(stream.rejected_file().parent)
-    shares = {name: s.tokens / (stream.tokens or 1) for name, s in statistics.items()}
-    return compare.Side(
-        path=path,
-        facts={**stream_facts(stream, statistics, rejected), "shares": shares},
-        statistics=statistics,
-        alerts=stream_alerts(stream.documents, rejected, statistics),
-    )
+    report = look(Stream(path), seq_len=options.seq_len, sample=options.sample)
+    counted = report.counts.modalities
+    tokens = sum(s.tokens for s in counted.values()) or 1
+    shares = {name: s.tokens / tokens for name, s in counted.items()}
+    facts = {**stream_facts(report), "shares": shares}
+    return compare.Side(path=path, facts=facts, statistics=counted, alerts=report.alerts)
 
 
 def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     """Count everything, then print or write it."""
     stream = Stream(path)
-    statistics = count_stream(stream)
-    rejected = count_rejected(stream.rejected_file().parent)
-    view = stream_view(stream, options.seq_len) if options.html else None
-    totals = stream_totals(stream)
-    fill = view.fill if view else None
-    alerts = stream_alerts(stream.documents, rejected, statistics, fill)
-    if apart := stream.manifest.get("quarantined"):
-        names = ", ".join(entry["name"] for entry in apart)
-        lost = sum(entry["documents"] for entry in apart)
-        alerts.insert(0, f"{lost:,} documents are in quarantine ({names}); see `plait verify`.")
+    report = look(
+        stream,
+        seq_len=options.seq_len,
+        sample=options.sample,
+        validation=options.validation,
+    )
+    if options.parquet:
+        write_parquet(report, options.parquet)
     if options.html:
-        body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
-        write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)
+        view = stream_view(report.part, options.seq_len)
+        body = stream_page.sections(report, view)
+        write_page(options.html, f"Stream {Path(path).resolve().name}", body, report.alerts, view)
     if options.json:
-        facts = stream_facts(stream, statistics, rejected)
-        print_json({"format": 1, **facts, "alerts": alerts})
+        print_json(stream_facts(report))
         return
     console = make_console()
-    console.print(Text(f"stream {path}", style="bold"))
-    print_totals(console, totals)
-    print_table(console, *page.modality_table(statistics))
-    if rejected:
-        print_table(
-            console, ["Rejected because", "Samples"], [[r, f"{n:,}"] for r, n in rejected.items()]
+    show_stream(console, report)
+    print_alerts(console, report.alerts, options.html)
+
+
+def inspect_mixture(options: InspectOptions) -> None:
+    """Print or write what a run's streams, or these, give when they are mixed."""
+    from plait.pipeline.inspect import data_report
+
+    paths = options.paths
+    if options.data:
+        report = data_report.look_at_run(Path(paths[0]))
+    elif len(paths) == len(options.weights):
+        report = data_report.look_at_streams(
+            paths, options.weights, options.seq_len, options.validation
         )
-    names = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in stream.tokenizers]
-    print_table(console, ["Tokenizer", "Modality", "Vocabulary", "Fingerprint"], names)
-    print_alerts(console, alerts, options.html)
-
-
-def stream_totals(stream: Stream) -> dict[str, int]:
-    """Counts of a whole stream."""
-    return {
-        "documents": stream.documents,
-        "rejected": stream.rejected,
-        "shards": len(stream.shards),
-        "tokens": stream.tokens,
-        "bytes": stream.bytes,
-    }
-
-
-def stream_facts(
-    stream: Stream, statistics: Mapping[str, ModalityStatistics], rejected: Mapping[str, int]
-) -> Facts:
-    """A stream as JSON values."""
-    return {
-        **stream_totals(stream),
-        "rejected_by_reason": rejected,
-        "modalities": {name: modality_facts(s) for name, s in statistics.items()},
-        "tokenizers": {t.name: _without(asdict(t), "name") for t in stream.tokenizers},
-    }
-
-
-def count_stream(stream: Stream) -> dict[str, ModalityStatistics]:
-    """All counts by modality; shows its progress where it takes more than a moment."""
-    if stream.tokens < LARGE:
-        return count_blocks(stream.blocks(), stream.tokenizers)
-    with Progress("counting", total=stream.tokens, unit="tokens") as progress:
-        return count_blocks(stream.blocks(), stream.tokenizers, progress.advance)
-
-
-def modality_facts(s: ModalityStatistics) -> Facts:
-    """The statistics of a modality as JSON values."""
-    quantiles = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {
-        "tokens": s.tokens,
-        "spans": s.spans,
-        "documents": s.documents,
-        "vocab_size": s.vocab_size,
-        "codes_used": s.codes_used,
-        "perplexity": s.perplexity,
-        "entropy_bits": s.entropy_nats / math.log(2),
-        "entropy_nats": s.entropy_nats,
-        "length": {name: _whole(s.length(q)) for name, q in quantiles.items()},
-    }
+    else:
+        raise ConfigError(f"{len(paths)} streams and {len(options.weights)} --weights: one each")
+    if options.html:
+        write_page(options.html, report.title, data_report.sections(report), report.alerts, None)
+    if options.json:
+        print_json(data_report.facts(report))
+        return
+    console = make_console()
+    data_report.show(console, report)
+    print_alerts(console, report.alerts, options.html)
 
 
 def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView | None":
@@ -303,7 +276,7 @@ def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> N
     """What stands out, and where the page lies."""
     console.print()
     for alert in alerts:
-        console.print(Text(f"look: {alert}"))
+        console.print(Text(f"look: {printable(alert, 2000)}"))
     if html:
         console.print(Text(f"page: {html}"))
 
@@ -311,11 +284,3 @@ def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> N
 def print_json(facts: Facts) -> None:
     """JSON on standard output."""
     print(json.dumps(facts, indent=2, ensure_ascii=False))
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
-def _without(facts: Facts, key: str) -> Facts:
-    return {k: v for k, v in facts.items() if k != key}

@@ -17,10 +17,9 @@ from plait.pipeline.inspect import page
 from plait.pipeline.inspect.charts import Line, colour, histogram, line_chart, stacked_bar
 from plait.pipeline.inspect.markup import Markup, tag
 from plait.pipeline.inspect.run_charts import DASHED, MOST_LINES, columns, loss_line
-from plait.pipeline.inspect.run_tables import clip
 from plait.pipeline.inspect.statistics import ModalityStatistics
 from plait.pipeline.run_folder import RunFolder
-from plait.pipeline.tables import print_table
+from plait.pipeline.tables import print_table, printable
 from plait.tokenizers.errors import ConfigError
 
 Facts = dict[str, object]
@@ -28,10 +27,13 @@ Value = str | int | float | bool | None
 MOST = 5
 MOST_FACTS = 400
 """Rows of all tables together."""
+NOT_COMPARED = ("format", "alerts")
 LEFT_OUT = re.compile(
-    r"figures\.(experts/share/.*|(validation/)?loss.*|tokens(/.*)?|step|left_s)", re.DOTALL
+    r"figures\.(experts/share/.*|(validation/)?loss.*|tokens(/.*)?|step|left_s)"
+    r"|modalities\..*\.lengths\..*",
+    re.DOTALL,
 )
-"""Figures that stand in other tables, and those of single experts: JSON has them."""
+"""What stands in other tables and charts, and figures of single experts: JSON has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,7 @@ def check(paths: Sequence[str], kinds: Sequence[str]) -> None:
 def rows_of(sides: Sequence[Side]) -> list[Row]:
     """All facts that are one value, in the order of the first side that has them."""
     flat = [dict(_flat(side.facts)) for side in sides]
-    names = dict.fromkeys(name for found in flat for name in found)
+    names = dict.fromkeys(name for found in flat for name in found if name not in NOT_COMPARED)
     return [Row(name=name, values=tuple(found.get(name) for found in flat)) for name in names]
 
 
@@ -124,12 +126,16 @@ def tables(sides: Sequence[Side]) -> list[tuple[str, list[str], list[list[str]]]
     header = ["Fact", *letters]
     for letter in letters[1:]:
         header += [f"{letter} - A", "of A"]
-    kept = [row for row in rows_of(sides) if not LEFT_OUT.fullmatch(row.name)]
+    kept = [
+        row
+        for row in rows_of(sides)
+        if any(v is not None for v in row.values) and not LEFT_OUT.fullmatch(row.name)
+    ]
     found: dict[str, list[list[str]]] = {}
     for row in kept[:MOST_FACTS]:
         title, name = _named(row.name)
         if title != "Configuration" or len(set(map(repr, row.values))) > 1:
-            found.setdefault(title, []).append([clip(name), *_cells(row)])
+            found.setdefault(title, []).append([printable(name), *_cells(row)])
     return [(title, header, cells) for title, cells in found.items()]
 
 
@@ -145,7 +151,9 @@ def _run_sections(sides: Sequence[Side]) -> list[Markup]:
                 for run, letter, dash in zip(runs, ascii_uppercase, _dashes(), strict=False)
             ]
             chart = line_chart(lines, x_label="step", y_label=f"{words} loss, nats")
-            figures.append(tag("figure", tag("h3", f"{clip(name)}, {words}"), chart, class_="wide"))
+            figures.append(
+                tag("figure", tag("h3", f"{printable(name)}, {words}"), chart, class_="wide")
+            )
     if not figures:
         return []
     words = "Mean cross-entropy in nats a target: A solid, the others dashed."
@@ -224,10 +232,14 @@ def _named(name: str) -> tuple[str, str]:
     """The table that a fact stands in, and its name there: `modalities.text.tokens`."""
     first, *rest = name.split(".")
     if first == "modalities" and len(rest) > 1:
-        return clip(rest[0]).capitalize(), " ".join(rest[1:])
+        return printable(rest[0]).capitalize(), " ".join(rest[1:])
     if first == "config":
         return "Configuration", ".".join(rest)
-    return (clip(first.replace("_", " ")).capitalize(), " ".join(rest)) if rest else ("All", first)
+    return (
+        (printable(first.replace("_", " ")).capitalize(), " ".join(rest))
+        if rest
+        else ("All", first)
+    )
 
 
 def _number(value: Value) -> float | int | None:
@@ -247,7 +259,7 @@ def _shown(value: Value) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return f"{value:,}" if _number(value) is not None else clip(str(value), 40)
+    return f"{value:,}" if _number(value) is not None else printable(str(value), 40)
 
 
 def _signed(value: float) -> str:

@@ -22,9 +22,9 @@ from plait.pipeline.inspect.batch_view import BatchView, Piece, pieces
 from plait.pipeline.inspect.content import piece_sizes
 from plait.pipeline.inspect.heat import LEVELS, level, ramp
 from plait.pipeline.inspect.markup import Markup, tag
-from plait.pipeline.inspect.run_tables import clip
 from plait.pipeline.row import Row
 from plait.pipeline.rows import Rows
+from plait.pipeline.tables import printable
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.base import Encoded, Tokenizer
 from plait.tokenizers.errors import PlaitError
@@ -70,7 +70,7 @@ def sections(run: Path) -> tuple[list[Markup], BatchView | None]:
         held_out: HeldOut = importlib.import_module(MODULE).HeldOut.open(run)
         found = LossView(held_out)
     except (PlaitError, OSError) as error:
-        return [page.section(title, f"Not drawn: {clip(str(error), 300)}.")], None
+        return [page.section(title, f"Not drawn: {printable(str(error), 300)}.")], None
     return [page.section(title, found.words), *found.sections()], found.view
 
 
@@ -189,7 +189,7 @@ class LossView:
             if info.modality in ("text", "bytes"):
                 raw = self._tokenizer(info.name).decode(Encoded(ids=local))
                 shown = raw.decode("utf-8", "backslashreplace") if isinstance(raw, bytes) else raw
-                text = f"“{clip(str(shown), 24)}”"
+                text = f"“{printable(str(shown), 24)}”"
         return Token(nats=nats, row=number, position=position, text=text)
 
     def _tokenizer(self, name: str) -> Tokenizer:

@@ -7,8 +7,8 @@ import numpy as np
 
 from plait.pipeline.inspect.charts import DASHES, Line, colour, line_chart
 from plait.pipeline.inspect.markup import Markup, tag
-from plait.pipeline.inspect.run_tables import clip
 from plait.pipeline.run_folder import RunFolder
+from plait.pipeline.tables import printable
 
 MOST_POINTS = 400
 MOST_LINES = 8
@@ -84,7 +84,7 @@ def loss_line(
     x, y = thinned(*run.curve(f"{prefix}loss" if name == "all" else f"{prefix}loss/{name}"))
     shade = "var(--quiet)" if name == "all" else colour(name)
     dash = DASHES.get(name) if label is None else dash
-    return Line(name=label or clip(name, 16), x=x, y=y, colour=shade, dash=dash, dots=dots)
+    return Line(name=label or printable(name, 16), x=x, y=y, colour=shade, dash=dash, dots=dots)
 
 
 def figure_charts(run: RunFolder) -> list[Markup]:
@@ -128,7 +128,7 @@ def _line(run: RunFolder, chart: Chart, key: str, name: str, number: int) -> Lin
     modality = name in DASHES
     shade = colour(name) if modality else SHADES[number % len(SHADES)]
     dash = DASHES[name] if modality else DASHED[number % len(DASHED)]
-    return Line(name=clip(name, 12), x=x, y=chart.scale * y, colour=shade, dash=dash)
+    return Line(name=printable(name, 12), x=x, y=chart.scale * y, colour=shade, dash=dash)
 
 
 def columns(figures: Sequence[Markup]) -> Markup:

@@ -5,6 +5,7 @@ out. Names and reasons come from files, so they are clipped, and rows are bounde
 """
 
 from plait.pipeline.run_folder import RunFolder
+from plait.pipeline.tables import printable
 
 Table = tuple[str, list[str], list[list[str]]]
 MOST_ROWS = 200
@@ -30,7 +31,7 @@ def loss_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
     for name in dict.fromkeys(["all", *(name for found in losses.values() for name in found)]):
         cells = [f"{found[name]:.4f}" if name in found else "" for found in losses.values()]
         counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, run.active)]
-        rows.append([clip(name), *cells, *counts])
+        rows.append([printable(name), *cells, *counts])
     return ["Modality", *losses, "Tokens seen", "Active parameters"], rows[:MOST_ROWS]
 
 
@@ -81,20 +82,14 @@ def sparkline(run: RunFolder, name: str, width: int = 24) -> str:
     return "".join(BARS[round((value - low) / step)] for value in values)
 
 
-def clip(text: str, most: int = 80) -> str:
-    """A name from a file, in one line of bounded length; what does not print is spelled out."""
-    shown = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
-
-
 def _skipped(run: RunFolder) -> Table:
     """The last steps whose batch was not learned, and what it held."""
     rows = []
     for step in run.skipped[-MOST_SKIPPED:]:
-        named = ", ".join(clip(key, 40) for key in step.documents[:NAMED])
+        named = ", ".join(printable(key, 40) for key in step.documents[:NAMED])
         more = len(step.documents) - NAMED
         held = f"{named} and {more:,} more" if more > 0 else named
-        rows.append([f"{step.step:,}", clip(step.reason, 160), held])
+        rows.append([f"{step.step:,}", printable(step.reason, 160), held])
     n = len(run.skipped)
     title = f"Skipped batches (the last {len(rows)} of {n:,})" if n > len(rows) else ""
     return title or "Skipped batches", ["Step", "Because", "Documents"], rows
@@ -118,5 +113,5 @@ def _table(run: RunFolder, title: str, first: str, columns: dict[str, tuple[str,
     rows = []
     for name in list(names)[:MOST_ROWS]:
         cells = [(figures.get(f"{prefix}/{name}"), form) for prefix, form in kept.values()]
-        rows.append([clip(name), *("" if v is None else form.format(v) for v, form in cells)])
+        rows.append([printable(name), *("" if v is None else form.format(v) for v, form in cells)])
     return title, [first, *kept], rows

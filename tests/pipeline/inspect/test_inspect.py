@@ -18,8 +18,7 @@ import pytest
 from PIL import Image
 
 from plait.pipeline import cli, progress
-from plait.pipeline.inspect import batch_view, content
-from plait.pipeline.inspect import command as inspect
+from plait.pipeline.inspect import batch_view, content, stream_report
 from plait.pipeline.inspect.markup import script_json, tag
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -98,7 +97,8 @@ def test_stream_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.Captur
     assert list(facts["modalities"]) == ["text", "image", "speech", "bytes"]
     for entry in facts["modalities"].values():
         promised = {"tokens", "spans", "documents", "vocab_size", "codes_used", "perplexity"}
-        assert promised | {"entropy_bits", "entropy_nats", "length"} == set(entry)
+        more = {"entropy_bits", "entropy_nats", "length", "lengths", "most_used", "least_used"}
+        assert promised | more == set(entry)
         assert list(entry["length"]) == ["min", "median", "p95", "max"]
         assert entry["entropy_bits"] == pytest.approx(np.log2(entry["perplexity"]))
     assert sum(e["tokens"] for e in facts["modalities"].values()) == facts["tokens"]
@@ -109,7 +109,7 @@ def test_stream_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.Captur
 def test_counting_a_large_stream_shows_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(inspect, "LARGE", 1)
+    monkeypatch.setattr(stream_report, "LARGE", 1)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
     made, _ = random_stream(tmp_path, documents=5)
     assert cli.main(["inspect", str(tmp_path), "--json"]) == 0

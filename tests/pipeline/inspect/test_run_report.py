@@ -10,7 +10,7 @@ import pytest
 from plait.pipeline import cli
 from plait.pipeline.inspect.heat import LEVELS, expert_maps, expert_rows, expert_shares
 from plait.pipeline.inspect.run_charts import MOST_POINTS, thinned
-from plait.pipeline.inspect.run_tables import clip, sparkline
+from plait.pipeline.inspect.run_tables import sparkline
 from plait.pipeline.run_folder import RunFolder
 
 LOADS = {("text", 0): [0.5, 0.25, 0.25], ("text", 2): [0.0, 1.0, 0.0], ("image", 0): [0.04, 0.96]}
@@ -120,8 +120,3 @@ def test_sparkline_goes_from_low_to_high(tmp_path: Path):
     run = RunFolder.read(write_run(tmp_path / "run", lines))
     assert sparkline(run, "all") == "▁▅█" and sparkline(run, "text") == "▁▁▁"
     assert sparkline(run, "image") == ""
-
-
-def test_names_from_files_are_clipped():
-    assert clip("a\nb\x1b") == "a\\u000ab\\u001b"
-    assert clip("x" * 100, 10) == "x" * 9 + "…"
