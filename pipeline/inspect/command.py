@@ -162,9 +162,7 @@ def modality_facts(s: ModalityStatistics) -> Facts:
     }
 
 
-def stream_view(
-    stream: Stream, options: InspectOptions, most: int = 1 << 16
-) -> "BatchView | None":
+def stream_view(stream: Stream, options: InspectOptions, most: int = 1 << 16) -> "BatchView | None":
     """A packed batch; rows are made longer where a picture does not fit in them."""
     seq_len = options.seq_len
     from plait.pipeline.inspect.batch_view import BatchView
@@ -181,9 +179,7 @@ def stream_view(
     return None
 
 
-def stream_atlases(
-    stream: Stream, statistics: Mapping[str, ModalityStatistics]
-) -> "list[Atlas]":
+def stream_atlases(stream: Stream, statistics: Mapping[str, ModalityStatistics]) -> "list[Atlas]":
     """The atlases of its codebooks, by what the stream uses."""
     from plait.pipeline.inspect.atlas import make_atlas
 
@@ -229,7 +225,7 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
 
 
 def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write a tokenizer's configuration, the report of its fit, and samples of its work."""
+    """Print or write a tokenizer's configuration, its fit, and samples of its work."""
     from plait.pipeline.inspect.tokenizer_report import TokenizerReport
 
     report = TokenizerReport.read(path)

@@ -1,4 +1,4 @@
-"""Pieces of packed rows lie where they say in their documents, whole or cut, and targets are seen."""
+"""Pieces of packed rows lie where they say in their documents, and targets are seen."""
 
 from pathlib import Path
 
@@ -67,7 +67,9 @@ def test_masked_spans_are_hatched(tmp_path: Path):
     view = BatchView(rows, no_tokenizer)
     images = [b for b in view.markup.split("<button")[1:] if ", image," in b]
     others = [b for b in view.markup.split("<button")[1:] if ", image," not in b]
-    assert images and all("no target" in b and "left:0%;width:100%" in b.replace(".00", "") for b in images)
+    assert images and all(
+        "no target" in b and "left:0%;width:100%" in b.replace(".00", "") for b in images
+    )
     assert others and not any("no target" in b for b in others)
     assert view.learned < 0.95
     unmasked = BatchView(Rows(stream, seq_len=256), no_tokenizer)
@@ -93,5 +95,3 @@ def test_very_many_and_very_long_documents_keep_the_page_small(tmp_path: Path):
     assert len(str(view.page_data)) + len(view.markup) < 1_000_000
     keys = [d["key"] for row in view.data for d in row]
     assert max(len(str(key)) for key in keys) < 250
-
-
