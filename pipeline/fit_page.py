@@ -13,17 +13,13 @@ import numpy as np
 
 from plait.pipeline.inspect import page
 from plait.pipeline.inspect.charts import Line, colour, line_chart
-from plait.pipeline.inspect.content import Content, decode, show
-from plait.pipeline.inspect.markup import Markup, join, tag
-from plait.tokenizers.base import Encoded, Raw, Tokenizer, Waveform
+from plait.pipeline.inspect.examples import examples
+from plait.pipeline.inspect.markup import Markup, tag
+from plait.tokenizers.base import Encoded, Raw, Tokenizer
 from plait.tokenizers.errors import SampleError
 
 SAMPLES, SHOWN = 64, 6
 """Held-out samples whose codes are counted, and how many of them are shown."""
-SOUND_S = 3.0
-"""Seconds of a sound that can be heard."""
-MOST_CHARACTERS = 1_200_000
-"""Of pictures and sounds in the page."""
 
 
 def write_fit_page(
@@ -40,7 +36,7 @@ def write_fit_page(
         body += [
             page.section("Before and after", "Held-out samples, and what their tokens decode to.")
         ]
-        body += [tag("div", *_examples(tokenizer, pairs), class_="pairs")]
+        body += [examples(tokenizer, pairs[:SHOWN])]
         body += _latents(pairs) if pairs[0][1].latents is not None else _codes(tokenizer, pairs)
     body += [page.section("Options", "The same options, seed and samples give the same weights.")]
     rows = [[name, json.dumps(value)] for name, value in _table(report, "options").items()]
@@ -58,47 +54,6 @@ def _encoded(tokenizer: Tokenizer, raws: Iterable[Raw]) -> Iterable[tuple[Raw, E
             yield raw, tokenizer.encode_batch([raw])[0]
         except SampleError:
             continue
-
-
-def _examples(tokenizer: Tokenizer, pairs: Sequence[tuple[Raw, Encoded]]) -> Iterable[Markup]:
-    left = MOST_CHARACTERS
-    for raw, encoded in pairs[:SHOWN]:
-        if tokenizer.modality in ("text", "bytes"):
-            contents = [decode(tokenizer, encoded)]
-        else:
-            contents = [show(_short(raw))]
-            if getattr(tokenizer, "decodes", True):
-                contents += [show(_short(tokenizer.decode(encoded)))]
-        left -= sum(len(str(content.get("src", ""))) for content in contents)
-        if left < 0:
-            return
-        names = ("before", "after") if len(contents) == 2 else ("",)
-        parts = [_shown(name, content) for name, content in zip(names, contents, strict=True)]
-        words = tag("figcaption", f"{len(encoded.ids):,} tokens", class_="quiet")
-        style = f"--c:{colour(tokenizer.modality)}"
-        yield tag("figure", tag("div", *parts, class_="parts"), words, style=style)
-
-
-def _short(raw: Raw) -> Raw:
-    """The beginning of a sound; anything else as it is."""
-    if not isinstance(raw, Waveform):
-        return raw
-    samples = raw.samples[: int(SOUND_S * raw.sample_rate_hz)]
-    return Waveform(samples=samples, sample_rate_hz=raw.sample_rate_hz)
-
-
-def _shown(name: str, content: Content) -> Markup:
-    kind, src = content["kind"], str(content.get("src", ""))
-    if kind == "image":
-        what = tag("img", src=src, alt=f"{name}: a picture")
-    elif kind == "audio":
-        what = tag("audio", src=src, controls=True, aria_label=f"{name}: a sound")
-    elif kind == "tokens":
-        what = tag("div", *(tag("span", str(p)) for p in content["pieces"]), class_="tokens")
-    else:
-        what = tag("p", str(content.get("text", "")))
-    heading = tag("h3", name) if name else join()
-    return tag("div", heading, what, class_=f"part of-{kind}")
 
 
 def _codes(tokenizer: Tokenizer, pairs: Sequence[tuple[Raw, Encoded]]) -> list[Markup]:

@@ -1,52 +1,37 @@
 """Packed rows as a picture: a bar a row, coloured by modality, and what each span decodes to.
 
-Contents are decoded from the tokens alone, so the page shows what a model is given, not the source.
-Together they are bounded, for the page is one file; what does not fit is named and left out.
+Contents are decoded from the tokens alone, so the page shows what a model is given; the originals
+stand beside them where they are at hand (originals.py). All is bounded, for the page is one file:
+each row has its share of the room, and what does not fit is named and left out.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+from plait.pipeline.inspect import row_bar
+from plait.pipeline.inspect.atlas import Atlas
 from plait.pipeline.inspect.charts import colour
 from plait.pipeline.inspect.content import Content, decode, note
-from plait.pipeline.inspect.markup import Markup, tag
-from plait.pipeline.row import Row
+from plait.pipeline.inspect.markup import Markup, script_json, tag
+from plait.pipeline.inspect.originals import Originals
+from plait.pipeline.inspect.row_spans import Piece, Places, encoded_piece, pieces, targets
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Document
-from plait.pipeline.vocabulary import TokenizerInfo, Vocabulary
-from plait.tokenizers.base import Encoded, Tokenizer
+from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import PlaitError
 
-MEDIA_BYTES = 1_200_000
-"""Most characters of pictures and sounds in one page."""
+__all__ = ["BatchView", "Piece", "pieces", "varied_rows"]
+
+MEDIA_BYTES = 1_000_000
+"""Most characters of texts, pictures and sounds in one page."""
 MOST_ROWS = 256
 """Rows that are looked at for the fill, and to choose from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """Neighbouring tokens of one document and one tokenizer; markers and padding have none."""
-
-    start: int
-    stop: int
-    document: int
-    tokenizer: TokenizerInfo | None
-
-
-def pieces(row: Row, vocabulary: Vocabulary) -> Iterator[Piece]:
-    """The pieces of a row, in order; they cover it."""
-    starts = [vocabulary.start(info.name) for info in vocabulary.tokenizers]
-    owner_T = np.searchsorted(np.array(starts), row.tokens, side="right") - 1
-    change_T = (np.diff(owner_T) != 0) | (np.diff(row.document) != 0)
-    bounds = [0, *(np.flatnonzero(change_T) + 1).tolist(), len(row.tokens)]
-    for start, stop in pairwise(bounds):
-        number = int(owner_T[start])
-        info = vocabulary.tokenizers[number] if number >= 0 else None
-        yield Piece(start=start, stop=stop, document=int(row.document[start]), tokenizer=info)
+MOST_SPANS = 1000
+"""Spans that are drawn, of all rows together."""
+MOST_WORD = 200
+"""Characters of a document's key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,74 +39,124 @@ class Shown:
     """A document of a row, as the page's script takes it."""
 
     key: str
-    parts: list[Content]
+    about: str
+    """Where it stands in the batch and in the stream."""
+    parts: list[Content] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A document of a row, and where it comes from."""
+
+    stream: int
+    number: int
+    source: Document
 
 
 class BatchView:
     """Some rows of a packing, decoded; `markup` is the picture and `data` what spans hold."""
 
-    def __init__(self, rows: Rows, load: Callable[[str], Tokenizer], count: int = 8) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        load: Callable[[str], Tokenizer],
+        count: int = 8,
+        *,
+        originals: bool = False,
+    ) -> None:
+        """`load` gives a tokenizer by its name; with `originals` the sources are searched."""
         self._rows = rows
         self._load = load
-        self._room = MEDIA_BYTES
+        self._originals = [Originals(stream) for stream in rows.streams] if originals else []
+        self._room = 0
         self.seq_len = rows.seq_len
         self.colours = {m: colour(m) for m in rows.vocabulary.modalities}
         first = rows.batch(range(min(len(rows), MOST_ROWS)))
         kept = ~first.padding_BT.numpy()
         self.looked_at = len(kept)
         self.fill = float(kept.mean())
+        self.learned = float(first.loss_mask_BT.numpy().sum() / max(kept.sum(), 1))
+        """Targets, as a share of the tokens."""
         self.numbers = varied_rows(first.modality_BT.numpy(), kept, count)
+        self.atlases: Sequence[Atlas] = ()
         self.data: list[list[dict[str, object]]] = []
         """For each row, its documents: key and parts."""
         self.bars = [self._bar(at, number) for at, number in enumerate(self.numbers)]
         self.markup = tag("div", *self.bars, class_="rows", role="group", aria_label="Packed rows")
 
-    def _bar(self, at: int, number: int) -> Markup:
-        row = self._rows[number]
-        places = self._rows.documents_of(number)
-        sources = [self._rows.streams[stream].document(i) for stream, i in places]
-        documents = [Shown(key=source.key, parts=[]) for source in sources]
-        shown: list[Counter[bytes]] = [Counter() for _ in places]
-        drawn, before = [], 0
-        for piece in pieces(row, self._rows.vocabulary):
-            if piece.document != before and piece.document >= 0:
-                drawn.append(tag("span", class_="gap", style="flex:0 0 2px"))
-                before = piece.document
-            if piece.tokenizer is None:
-                kind = "pad" if piece.document < 0 else "mark"
-                drawn.append(tag("span", class_=kind, style=f"flex:{piece.stop - piece.start}"))
-                continue
-            parts = documents[piece.document].parts
-            source = sources[piece.document]
-            parts.append(self._part(row, piece, piece.tokenizer, source, shown[piece.document]))
-            place = f"{at} {piece.document} {len(parts) - 1}"
-            drawn.append(_button(piece, piece.tokenizer.modality, number, place))
-        self.data.append([asdict(document) for document in documents])
-        bar = tag("div", *drawn, class_="bar")
-        return tag("div", tag("span", str(number), class_="n"), bar, class_="row")
+    @property
+    def page_data(self) -> Mapping[str, object]:
+        """What the page's script needs."""
+        atlases = [atlas.data for atlas in self.atlases]
+        return {"rows": self.data, "colours": self.colours, "atlases": atlases}
 
-    def _part(
-        self,
-        row: Row,
-        piece: Piece,
-        info: TokenizerInfo,
-        source: Document,
-        shown: Counter[bytes],
-    ) -> Content:
-        here = slice(piece.start, piece.stop)
-        local = self._rows.vocabulary.to_local(info.name, row.tokens[here])
-        starts = None if row.patch_starts is None else row.patch_starts[here]
+    @property
+    def originals_words(self) -> str:
+        """Whether originals were found, in a sentence."""
+        return " ".join(dict.fromkeys(o.words for o in self._originals if o.words))
+
+    def _bar(self, at: int, number: int) -> Markup:
+        self._room += MEDIA_BYTES // len(self.numbers)
+        row = self._rows[number]
+        places = [
+            Place(stream=stream, number=i, source=self._rows.streams[stream].document(i))
+            for stream, i in self._rows.documents_of(number)
+        ]
+        within = Places(row, self._rows.vocabulary, [place.source for place in places])
+        targets_T, drawn = targets(row), []
+        shown: list[Shown] = []
+        spans = end = 0
+        for piece in pieces(row, self._rows.vocabulary):
+            targets_n = targets_T[piece.start : piece.stop]
+            if piece.document >= len(shown):
+                drawn += [row_bar.gap()] if shown else []
+                shown.append(self._shown(number, piece.document, places[piece.document]))
+            if piece.tokenizer is None:
+                drawn.append(row_bar.plain(piece, targets_n))
+            elif spans < MOST_SPANS // len(self.numbers):
+                parts = shown[piece.document].parts
+                parts.append(self._part(piece, row.tokens, within, places[piece.document]))
+                where = f"{at} {piece.document} {len(parts) - 1}"
+                drawn.append(row_bar.button(piece, number, self.seq_len, where, targets_n))
+                spans += 1
+            else:
+                break
+            end = piece.stop
+        self.data.append([asdict(document) for document in shown])
+        return row_bar.bar(number, drawn, len(row.tokens) - end)
+
+    def _shown(self, row: int, at: int, place: Place) -> Shown:
+        many = len(self._rows.streams) > 1
+        stream = f" of {shortened(self._rows.names[place.stream])}" if many else ""
+        return Shown(
+            key=shortened(place.source.key),
+            about=f"Row {row:,}, document {at + 1:,} in it; number {place.number:,}{stream} in the "
+            f"stream, from {shortened(place.source.source)}",
+        )
+
+    def _part(self, piece: Piece, tokens_T: np.ndarray, within: Places, place: Place) -> Content:
+        """What a piece decodes to, and its original."""
+        assert piece.tokenizer is not None
+        name, where = piece.tokenizer.name, within.within(piece)
+        local = self._rows.vocabulary.to_local(name, tokens_T[piece.start : piece.stop])
+        span = place.source.spans[where.span]
+        part: Content = {"modality": piece.tokenizer.modality}
+        part["title"] = _title(piece, where.offset, len(span.ids))
         try:
-            encoded = _whole_span(source, info.name, local, starts, shown)
-            content = self._fit(decode(self._load(info.name), encoded))
-        except (PlaitError, ValueError) as error:
-            content = note(f"cannot be decoded: {error}")
-        last = piece.stop - 1
-        title = f"{info.modality}, {len(local)} tokens, positions {piece.start} to {last}"
-        return {"modality": info.modality, "title": title, **content}
+            tokenizer = self._load(name)
+            encoded = encoded_piece(place.source, where, local)
+            content = self._fit(decode(tokenizer, encoded, span.ids[: where.offset]))
+            if content["kind"] in ("image", "audio") and self._originals:
+                search = self._originals[place.stream].content
+                found = search(place.number, where, len(piece), tokenizer)
+                original = self._fit(found) if found else note("")
+                content |= {} if original["kind"] == "note" else {"original": original}
+        except (PlaitError, ValueError, RuntimeError) as error:
+            return part | note(shortened(f"cannot be decoded: {error}"))
+        return part | content
 
     def _fit(self, content: Content) -> Content:
-        size = len(content.get("src", ""))
+        size = len(script_json(content))
         if size > self._room:
             return note("left out to keep this page small")
         self._room -= size
@@ -142,38 +177,15 @@ def varied_rows(modality_NT: np.ndarray, kept_NT: np.ndarray, count: int) -> lis
     return sorted(chosen)
 
 
-def _button(piece: Piece, modality: str, row: int, place: str) -> Markup:
-    n = piece.stop - piece.start
-    label = f"row {row}, document {piece.document}, {modality}, {n} tokens from {piece.start}"
-    return tag(
-        "button",
-        type="button",
-        class_=f"span tint{piece.document % 3}",
-        style=f"flex:{n};--c:{colour(modality)}",
-        data_at=place,
-        aria_label=label,
-        title=label,
-        aria_pressed="false",
-        tabindex=-1,
-    )
+def shortened(text: str) -> str:
+    """A key or a path that a page has room for."""
+    return text if len(text) <= MOST_WORD else f"{text[:MOST_WORD]} ... ({len(text):,} characters)"
 
 
-def _whole_span(
-    source: Document,
-    name: str,
-    local: np.ndarray,
-    patch_starts: np.ndarray | None,
-    shown: Counter[bytes],
-) -> Encoded:
-    """The stored span of these ids, with all that belongs to it; or the piece of one.
-
-    `shown` counts spans by their ids: all those of continuous latents have the same.
-    """
-    spans = [span for span in source.spans if span.name == name]
-    same = [span for span in spans if np.array_equal(span.ids, local)]
-    if same:
-        ids = name.encode() + local.tobytes()
-        shown[ids] += 1
-        return same[(shown[ids] - 1) % len(same)].encoded
-    width = spans[0].width if spans else 1
-    return Encoded(ids=local, width=width, patch_starts=patch_starts)
+def _title(piece: Piece, first: int, whole: int) -> str:
+    assert piece.tokenizer is not None
+    n = len(piece)
+    tokens = "1 token" if n == 1 else f"{n:,} tokens"
+    cut = f" ({first:,} to {first + n - 1:,} of {whole:,})" if n < whole else ""
+    places = f"{piece.start:,}" if n == 1 else f"{piece.start:,} to {piece.stop - 1:,}"
+    return f"{piece.tokenizer.modality}, {tokens}{cut}, positions {places}"

@@ -22,6 +22,11 @@ def colour(modality: str) -> str:
     return COLOURS.get(modality, MORE_COLOURS[sum(modality.encode()) % len(MORE_COLOURS)])
 
 
+def dark_words(modality: str, tint: int) -> bool:
+    """Whether words on a modality's colour, or on its light tint 1, should be dark."""
+    return colour(modality) != COLOURS["text"] or tint == 1
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Line:
     """One line of a chart."""

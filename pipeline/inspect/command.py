@@ -3,11 +3,12 @@
 Counting needs numpy alone; torch is imported when a page's packed batch is decoded.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import tyro
 from rich.console import Console
@@ -20,14 +21,24 @@ from plait.pipeline.inspect.stream_terminal import show as show_stream
 from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
-from plait.pipeline.tables import make_console, print_table, printable
-from plait.tokenizers.base import load_tokenizer
-from plait.tokenizers.errors import ConfigError
+from plait.pipeline.tables import make_console, printable
+from plait.tokenizers.errors import ConfigError, PlaitError
 
 if TYPE_CHECKING:
+    from plait.pipeline.inspect.atlas import Atlas
     from plait.pipeline.inspect.batch_view import BatchView
+    from plait.pipeline.inspect.statistics import ModalityStatistics
 
 Facts = dict[str, object]
+
+
+class HasData(Protocol):
+    """What a page's script shows."""
+
+    @property
+    def page_data(self) -> Mapping[str, object]:
+        """JSON values."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,12 @@ class InspectOptions:
     """Also write one self-contained page here."""
     seq_len: int = 512
     """Row length to pack a stream with."""
+    mask: tuple[str, ...] = ()
+    """Modalities that the packed batch only reads, as `objective.mask` of a run."""
+    learn: str = "all"
+    """Spans that the packed batch learns, as `objective.learn` of a run."""
+    originals: bool = True
+    """Show pictures and sounds beside their tokens, where the stream's sources are at hand."""
     sample: int = 0
     """Count so many shards only, evenly spaced over a huge stream; 0 is all."""
     parquet: str | None = None
@@ -118,7 +135,9 @@ def _side(kind: str, path: str, options: InspectOptions) -> compare.Side:
         facts = {**run_report.facts(run), "config": run.config}
         return compare.Side(path=path, facts=facts, run=run, alerts=run_report.alerts(run))
     if kind == "tokenizer":
-        return compare.Side(path=path, facts=tokenizer_facts(Path(path)))
+        from plait.pipeline.inspect.tokenizer_report import TokenizerReport
+
+        return compare.Side(path=path, facts=TokenizerReport.read(Path(path)).facts)
     report = look(Stream(path), seq_len=options.seq_len, sample=options.sample)
     counted = report.counts.modalities
     tokens = sum(s.tokens for s in counted.values()) or 1
@@ -139,7 +158,9 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     if options.parquet:
         write_parquet(report, options.parquet)
     if options.html:
-        view = stream_view(report.part, options.seq_len)
+        view = stream_view(report.part, options)
+        if view is not None:
+            view.atlases = stream_atlases(report.part, report.counts.modalities)
         body = stream_page.sections(report, view)
         write_page(options.html, f"Stream {Path(path).resolve().name}", body, report.alerts, view)
     if options.json:
@@ -173,17 +194,34 @@ def inspect_mixture(options: InspectOptions) -> None:
     print_alerts(console, report.alerts, options.html)
 
 
-def stream_view(stream: Stream, seq_len: int, most: int = 1 << 16) -> "BatchView | None":
+def stream_view(stream: Stream, options: InspectOptions, most: int = 1 << 16) -> "BatchView | None":
     """A packed batch; rows are made longer where a picture does not fit in them."""
+    seq_len = options.seq_len
     from plait.pipeline.inspect.batch_view import BatchView
+    from plait.pipeline.learned import Learned
     from plait.pipeline.rows import Rows
 
     while stream.documents and seq_len <= most:
         try:
-            return BatchView(Rows(stream, seq_len=seq_len), stream.tokenizer)
+            learned = Learned(mask=options.mask, learn=options.learn)
+            rows = Rows(stream, seq_len=seq_len, learned=learned)
+            return BatchView(rows, stream.tokenizer, originals=options.originals)
         except ConfigError:
             seq_len *= 2
     return None
+
+
+def stream_atlases(stream: Stream, statistics: "Mapping[str, ModalityStatistics]") -> "list[Atlas]":
+    """The atlases of its codebooks, by what the stream uses."""
+    from plait.pipeline.inspect.atlas import make_atlas
+
+    found = []
+    for info in stream.tokenizers:
+        counted = statistics.get(info.modality)
+        if info.modality == "image" and counted is not None:
+            with contextlib.suppress(PlaitError):
+                found.append(make_atlas(stream.tokenizer(info.name), counted.code_counts))
+    return [atlas for atlas in found if atlas is not None]
 
 
 def inspect_run(path: Path, options: InspectOptions) -> None:
@@ -207,69 +245,29 @@ def inspect_run(path: Path, options: InspectOptions) -> None:
     print_alerts(console, alerts, options.html)
 
 
-def tokenizer_facts(path: Path) -> Facts:
-    """A tokenizer's configuration and the report of its fit."""
-    tokenizer = load_tokenizer(path)
-    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    report = path / "report.json"
-    return {
-        "kind": config.pop("kind"),
-        "modality": tokenizer.modality,
-        "vocab_size": tokenizer.vocab_size,
-        "fingerprint": tokenizer.fingerprint,
-        "config": config,
-        "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
-    }
-
-
 def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write what is known of a tokenizer."""
-    facts = tokenizer_facts(path)
-    rows = list(flat(facts))
+    """Print or write a tokenizer's configuration, its fit, and samples of its work."""
+    from plait.pipeline.inspect.tokenizer_report import TokenizerReport
+
+    report = TokenizerReport.read(path)
     if options.html:
-        body = [page.table(["Fact", "Value"], rows, class_="words")]
-        write_page(options.html, f"Tokenizer {path.resolve().name}", body, [], None)
+        title = f"Tokenizer {path.resolve().name}"
+        write_page(options.html, title, report.sections(), [], report)
     if options.json:
-        print_json(facts)
+        print_json(report.facts)
         return
     console = make_console()
-    console.print(Text(f"tokenizer {path}", style="bold"))
-    print_table(console, ["Fact", "Value"], rows)
+    report.show(console)
     print_alerts(console, [], options.html)
 
 
-def flat(facts: Mapping[str, object], prefix: str = "") -> list[list[str]]:
-    """Nested facts as rows of a dotted name and a value."""
-    rows: list[list[str]] = []
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            rows += flat(value, f"{prefix}{name}.")
-        else:
-            shown = (
-                f"{value:,}"
-                if isinstance(value, int)
-                else f"{value:.6g}"
-                if isinstance(value, float)
-                else str(value)
-            )
-            rows.append([f"{prefix}{name}", shown])
-    return rows
-
-
 def write_page(
-    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "BatchView | None"
+    file: str, title: str, body: Sequence[str], alerts: Sequence[str], view: "HasData | None"
 ) -> None:
     """Write the HTML page, in UTF-8."""
-    data = None
-    if view is not None:
-        data = {"rows": view.data, "colours": view.colours}
+    data = None if view is None else view.page_data
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     Path(file).write_text(page.render(title, body, alerts=alerts, data=data), encoding="utf-8")
-
-
-def print_totals(console: Console, totals: Mapping[str, int]) -> None:
-    """One line of named counts."""
-    console.print("  ".join(f"{name} {value:,}" for name, value in totals.items()))
 
 
 def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> None:

@@ -1,40 +1,46 @@
-"""What a page shows for tokens: text and bytes in their pieces, pictures as PNG, sound as WAV."""
+"""What a page shows for tokens: text and bytes in their pieces, pictures as PNG, sound as FLAC."""
 
 import base64
 import io
-import wave
-from itertools import pairwise
+from dataclasses import asdict
 
 import numpy as np
 from PIL import Image
 
+from plait.pipeline.inspect.token_pieces import NOTHING, piece_sizes, pieces_of
 from plait.tokenizers.base import Encoded, Raw, Tokenizer, Waveform
 
-MOST_PIECES = 600
-"""Most tokens of a span that are spelled out."""
-SAMPLE_RATE_HZ = 16_000
+__all__ = ["Content", "decode", "note", "piece_sizes", "png_url", "show"]
 
-Content = dict[str, str | list[str] | list[float]]
+SAMPLE_RATE_HZ = 16_000
+SOUND_S = 12.0
+"""Seconds of a sound that can be heard."""
+SIDE = 256
+"""Pixels of a picture's longer side, at most."""
+PEAKS = 200
+"""Strokes of a waveform."""
+
+Content = dict[str, object]
 """JSON values for the page's script: `kind`, and what that kind needs."""
 
 
-def decode(tokenizer: Tokenizer, encoded: Encoded) -> Content:
-    """What the page shows for tokens, by what they decode to."""
-    if tokenizer.modality == "text":
-        return {"kind": "tokens", "pieces": text_pieces(tokenizer, encoded.ids)}
-    if tokenizer.modality == "bytes":
-        return {"kind": "tokens", "pieces": byte_pieces(tokenizer, encoded)}
-    return show(tokenizer.decode(encoded))
+def decode(tokenizer: Tokenizer, encoded: Encoded, before: np.ndarray = NOTHING) -> Content:
+    """What the page shows for tokens, by what they decode to; `before` as in `pieces_of`."""
+    if tokenizer.modality in ("text", "bytes"):
+        pieces = asdict(pieces_of(tokenizer, encoded, before))
+        return {"kind": "tokens"} | {name: value for name, value in pieces.items() if value}
+    if not getattr(tokenizer, "decodes", True):
+        return note("its tokenizer does not decode")
+    shown = show(tokenizer.decode(encoded))
+    return shown | _codes(encoded) if shown["kind"] == "image" else shown
 
 
-def show(raw: Raw) -> Content:
+def show(raw: Raw, side: int = SIDE) -> Content:
     """What the page shows for a picture or a sound, and words for the rest."""
     if isinstance(raw, Image.Image):
-        return {"kind": "image", "src": _data_url("image/png", _png(raw.convert("RGB")))}
+        return {"kind": "image", "src": _data_url("image/png", _png(raw.convert("RGB"), side))}
     if isinstance(raw, Waveform):
-        samples = _at_16_khz(raw)
-        peaks = [round(float(np.abs(part).max(initial=0)), 3) for part in _parts(samples, 200)]
-        return {"kind": "audio", "src": _data_url("audio/wav", _wav(samples)), "peaks": peaks}
+        return _sound(raw)
     return note(repr(raw)[:2000])
 
 
@@ -43,57 +49,29 @@ def note(words: str) -> Content:
     return {"kind": "note", "text": words}
 
 
-def text_pieces(tokenizer: Tokenizer, ids: np.ndarray) -> list[str]:
-    """Text by token; neighbours that only together are valid UTF-8 stand together."""
-    return [*(_visible(text) for text, _ in _text_groups(tokenizer, ids)), *_more(len(ids))]
+def png_url(image: Image.Image) -> str:
+    """A picture as a data URL."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return _data_url("image/png", buffer.getvalue())
 
 
-def byte_pieces(tokenizer: Tokenizer, encoded: Encoded) -> list[str]:
-    """Bytes by patch, as text where they are readable and as \\x00 where not."""
-    found = []
-    for a, b in pairwise(_byte_cuts(encoded)):
-        raw = tokenizer.decode(Encoded(ids=encoded.ids[a:b]))
-        assert isinstance(raw, bytes)
-        found.append(_visible(raw.decode("utf-8", errors="backslashreplace")))
-    return [*found, *_more(len(encoded.ids))]
+def _codes(encoded: Encoded) -> Content:
+    """The codes of a picture and their columns; of continuous latents there are none."""
+    if encoded.latents is not None:
+        return {}
+    return {"ids": encoded.ids.tolist(), "columns": encoded.width}
 
 
-def piece_sizes(tokenizer: Tokenizer, encoded: Encoded) -> list[int]:
-    """How many tokens each piece of a text or of bytes holds, but for the last, ` ... more`."""
-    if tokenizer.modality == "text":
-        return [n for _, n in _text_groups(tokenizer, encoded.ids)]
-    return [b - a for a, b in pairwise(_byte_cuts(encoded))]
-
-
-def _text_groups(tokenizer: Tokenizer, ids: np.ndarray) -> list[tuple[str, int]]:
-    found, waiting = [], []
-    for local in ids[:MOST_PIECES].tolist():
-        waiting.append(local)
-        text = str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))
-        if "\ufffd" not in text or len(waiting) == 4:
-            found.append((text, len(waiting)))
-            waiting = []
-    if waiting:
-        text = str(tokenizer.decode(Encoded(ids=np.array(waiting, np.int64))))
-        found.append((text, len(waiting)))
-    return found
-
-
-def _byte_cuts(encoded: Encoded) -> list[int]:
-    starts = encoded.patch_starts
-    first = [] if starts is None else np.flatnonzero(starts[:MOST_PIECES]).tolist()
-    return [*sorted({0, *first}), min(len(encoded.ids), MOST_PIECES)]
-
-
-def _more(n: int) -> list[str]:
-    return [f" ... {n - MOST_PIECES:,} more"] if n > MOST_PIECES else []
-
-
-def _visible(text: str) -> str:
-    """Control characters by name, a line's end as a sign and an end; direction cannot be turned."""
-    text = text.replace("\n", "\u21b5\n").replace("\t", "\u2192\t")
-    shown = (c if c in "\n\t" or c.isprintable() else f"\\u{ord(c):04x}" for c in text)
-    return "".join(shown)
+def _sound(sound: Waveform) -> Content:
+    whole = len(sound.samples) / sound.sample_rate_hz
+    short = sound.samples[: int(SOUND_S * sound.sample_rate_hz)]
+    samples = _at_16_khz(Waveform(samples=short, sample_rate_hz=sound.sample_rate_hz))
+    parts = np.array_split(samples, min(PEAKS, max(len(samples), 1)))
+    peaks = [round(float(np.abs(part).max(initial=0)), 2) for part in parts]
+    content: Content = {"kind": "audio", "src": _data_url("audio/flac", _flac(samples))}
+    cut = {"note": f"the first {SOUND_S:g} of {whole:,.1f} seconds"} if whole > SOUND_S else {}
+    return content | {"peaks": peaks} | cut
 
 
 def _at_16_khz(sound: Waveform) -> np.ndarray:
@@ -106,22 +84,16 @@ def _at_16_khz(sound: Waveform) -> np.ndarray:
     return torchaudio.functional.resample(samples, sound.sample_rate_hz, SAMPLE_RATE_HZ).numpy()
 
 
-def _parts(samples: np.ndarray, count: int) -> list[np.ndarray]:
-    return np.array_split(samples, min(count, max(len(samples), 1)))
+def _flac(samples: np.ndarray) -> bytes:
+    import soundfile
 
-
-def _wav(samples: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE_HZ)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
+    soundfile.write(buffer, np.clip(samples, -1, 1), SAMPLE_RATE_HZ, "PCM_16", format="FLAC")
     return buffer.getvalue()
 
 
-def _png(image: Image.Image) -> bytes:
-    image.thumbnail((256, 256))
+def _png(image: Image.Image, side: int) -> bytes:
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

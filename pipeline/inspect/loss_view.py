@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from plait.pipeline.inspect import page
+from plait.pipeline.inspect import page, row_bar
 from plait.pipeline.inspect.batch_view import BatchView, Piece, pieces
 from plait.pipeline.inspect.content import piece_sizes
 from plait.pipeline.inspect.heat import LEVELS, level, ramp
@@ -112,6 +112,7 @@ class LossView:
         region = {"role": "region", "aria_live": "polite", "aria_label": "The chosen document"}
         header = ["Modality", "Tokens", "Mean, nats", "Median, nats"]
         return [
+            row_bar.legend(list(self.view.colours)),
             ramp("0 nats", f"{self.top:.0f} nats a token and more"),
             tag("div", self.markup, class_="scroll"),
             tag("div", id="panel", **region),
@@ -203,7 +204,7 @@ def _strip(number: int, row: Row, vocabulary: Vocabulary, nats_T: np.ndarray, to
     drawn, before = [], 0
     for piece in pieces(row, vocabulary):
         if piece.document != before and piece.document >= 0:
-            drawn.append(tag("span", class_="gap", style="flex:0 0 2px"))
+            drawn.append(row_bar.gap())
             before = piece.document
         drawn.append(_segment(nats_T[piece.start : piece.stop], top))
     scored = nats_T[np.isfinite(nats_T)]

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from plait import __version__
 from plait.pipeline.inspect.charts import swatch
 from plait.pipeline.inspect.markup import Markup, join, script_json, tag
+from plait.pipeline.inspect.row_bar import legend
 
 if TYPE_CHECKING:
+    from plait.pipeline.inspect.atlas import Atlas
     from plait.pipeline.inspect.batch_view import BatchView
 
 
@@ -48,19 +50,26 @@ def render(
 
 
 def packed_batch(view: "BatchView") -> Markup:
-    """The packed rows and the panel that shows a span's content."""
+    """The packed rows, the panel that shows a span's content, and the atlases of codebooks."""
     words = (
-        f"{len(view.numbers)} rows of {view.seq_len:,} tokens, chosen among the first "
-        f"{view.looked_at} to show every modality; these are {view.fill:.1%} filled. "
-        "Colour is the modality, tint the document; thin dark strokes are markers, hatching is "
-        "padding. Choose a span with the mouse, or with Tab and the arrow keys, to see what it "
-        "decodes to."
+        f"Each bar is a row of {view.seq_len:,} tokens as a model gets it. Choose a span with the "
+        "mouse, or with Tab and the arrow keys, to see what its tokens decode to. "
+        f"{len(view.numbers)} of the first {view.looked_at} rows, chosen to show every modality; "
+        f"those are {view.fill:.1%} filled, and {view.learned:.1%} of their tokens are targets. "
+        f"{view.originals_words}"
     )
     return join(
         section("A packed batch", words),
+        legend(list(view.colours)),
         tag("div", view.markup, class_="scroll"),
         tag("div", id="panel", role="region", aria_live="polite", aria_label="The chosen document"),
+        *(atlas_section(atlas) for atlas in view.atlases),
     )
+
+
+def atlas_section(atlas: "Atlas") -> Markup:
+    """A codebook, code by code."""
+    return join(section("Codebook atlas", atlas.words), atlas.figure)
 
 
 def table(

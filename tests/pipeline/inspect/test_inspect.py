@@ -9,16 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
-import wave
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from plait.pipeline import cli, progress
-from plait.pipeline.inspect import batch_view, content, stream_report
+from plait.pipeline.inspect import batch_view, content, stream_report, token_pieces
 from plait.pipeline.inspect.markup import script_json, tag
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -183,7 +183,7 @@ def test_page_is_one_small_file_that_fetches_nothing(page: Path):
 
 
 def test_page_spans_hold_what_the_stream_holds(page: Path, stream: Path):
-    """Buttons point at the data; text comes back from its pieces; sound is a 16 kHz WAV."""
+    """Buttons point at the data; text comes back from its pieces; sound is FLAC at 16 kHz."""
     parsed = Page(page)
     data = json.loads(parsed.scripts[0])
     places = [a["data-at"] for name, a in parsed.elements if name == "button" and "data-at" in a]
@@ -193,9 +193,8 @@ def test_page_spans_hold_what_the_stream_holds(page: Path, stream: Path):
     assert len(parts) == sum(len(d["parts"]) for row in data["rows"] for d in row) > 10
     assert {part["modality"] for part in parts} == {"text", "speech", "bytes"}
     sounds = [part for part in parts if part["kind"] == "audio"]
-    with wave.open(io.BytesIO(base64.b64decode(sounds[0]["src"].partition(",")[2]))) as file:
-        assert (file.getframerate(), file.getnchannels()) == (16_000, 1)
-        assert file.getnframes() > 3_000
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0]["src"].partition(",")[2])))
+    assert (rate, samples.ndim) == (16_000, 1) and len(samples) > 3_000
     assert max(sounds[0]["peaks"]) > 0.05
     keys = {Stream(stream).document(i).key: i for i in range(Stream(stream).documents)}
     assert {d["key"] for row in data["rows"] for d in row} <= set(keys)
@@ -224,17 +223,47 @@ def test_text_pieces_keep_characters_of_several_tokens_whole(tokenizers: list[Pa
         {}, {f.name: f.read_bytes() for f in tokenizers[0].iterdir() if f.suffix == ".model"}
     )
     sample = "a \u65e5\u672c \U0001f600 end"
-    ids = tokenizer.encode_batch([sample])[0].ids
-    shown = content.text_pieces(tokenizer, ids)
-    assert "".join(shown) == sample
-    assert len(shown) < len(ids)
+    encoded = tokenizer.encode_batch([sample])[0]
+    shown = token_pieces.text_pieces(tokenizer, encoded)
+    assert "".join(shown.pieces) == sample
+    assert len(shown.pieces) < len(encoded.ids)
+    assert [i for ids in shown.ids for i in ids] == encoded.ids.tolist()
 
 
-def test_byte_pieces_follow_the_patches(tokenizers: list[Path]):
+def test_byte_pieces_follow_the_patches():
     tokenizer = byte_patch.fit([b""], byte_patch.FitOptions())
     starts = np.array([True, False, False, True, False])
     encoded = Encoded(ids=np.frombuffer(b"ab\xffcd", np.uint8), patch_starts=starts)
-    assert content.byte_pieces(tokenizer, encoded) == ["ab\\xff", "cd"]
+    found = token_pieces.byte_pieces(tokenizer, encoded)
+    assert (found.pieces, found.bits, found.limit) == (["ab\\xff", "cd"], [], None)
+    assert token_pieces.piece_sizes(tokenizer, encoded) == [3, 2]
+
+
+def test_patches_have_the_entropies_that_made_them():
+    """Also those of a span that was cut: what comes before it is known to the model."""
+    data = b"the cat sat on the mat; the dog sat on the log; " * 40
+    tokenizer = byte_patch.fit([data], byte_patch.FitOptions(method="entropy", max_patch=0))
+    encoded = tokenizer.encode_batch([data])[0]
+    rest = Encoded(ids=encoded.ids[100:], patch_starts=encoded.patch_starts[100:])
+    found = token_pieces.byte_pieces(tokenizer, rest, encoded.ids[:100])
+    assert found.limit == pytest.approx(tokenizer.options.threshold, abs=1e-3)
+    assert len(found.bits) == len(found.pieces) > 20
+    assert min(found.bits[1:]) > found.limit - 0.01
+    alone = token_pieces.byte_pieces(tokenizer, rest)
+    assert alone.bits[0] != found.bits[0] and alone.bits[4:] == found.bits[4:]
+
+
+def test_pieces_are_bounded():
+    class Long:
+        modality = "text"
+
+        def decode(self, encoded: Encoded) -> str:
+            return "\u05d0" * 1_000_000
+
+    encoded = Encoded(ids=np.arange(700))
+    found = token_pieces.text_pieces(Long(), encoded)  # pyright: ignore
+    assert len(found.pieces) == 600 and found.note == "100 more tokens are not shown"
+    assert all(p.endswith("(... 999,600 more characters)") and len(p) < 500 for p in found.pieces)
 
 
 def test_varied_rows_show_what_is_rare():
