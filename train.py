@@ -15,7 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -28,11 +28,11 @@ from plait.models.training import initialise, optimizer, parallel, run_store, sc
 from plait.models.training.interrupt import Interrupt, Interrupted
 from plait.models.training.objective import Objective
 from plait.models.training.run_config import RunConfig, read_config
+from plait.models.training.run_rows import rows_of
 from plait.models.training.saver import Saver
 from plait.models.training.utilisation import Utilisation
 from plait.models.training.watch import Watch
 from plait.pipeline.batch import Batch
-from plait.pipeline.learned import Learned
 from plait.pipeline.loader import Loader
 from plait.pipeline.meters import Clock, Line, Meters, progress_line
 from plait.pipeline.rows import Rows
@@ -252,30 +252,7 @@ class Run:
         return {f"validation/{name}": value for name, value in meters.losses().items()}
 
     def _rows(self, split: Literal["train", "validation"]) -> Rows:
-        c = self.config
-        apart = split == "validation" and bool(self.held_out)
-        share = 0.0 if self.held_out else c.validation.share
-        return Rows(
-            self.held_out if apart else self.streams,
-            seq_len=c.rows.seq_len,
-            packing=c.rows.packing,
-            cut=c.rows.cut,
-            seed=c.seed,
-            **self._mixture() if split == "train" else {},
-            split=split if share else "all",
-            validation=share,
-            vocabulary=self.vocabulary,
-            learned=Learned(mask=c.objective.mask, learn=c.objective.learn),
-        )
-
-    def _mixture(self) -> dict[str, Any]:
-        m, rows = self.config.mixture, self.config.rows
-        return {
-            "weights": m.stretches(rows.batch_size * rows.accumulate),
-            "temperature": m.temperature,
-            "modality_shares": m.shares or None,
-            "exhausted": m.exhausted,
-        }
+        return rows_of(self.config, split, self.streams, self.held_out, self.vocabulary)
 
     def describe(self) -> str:
         """Parameters and FLOPs by modality, memory, and the data."""

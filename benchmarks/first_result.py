@@ -38,10 +38,10 @@ MODELS: dict[str, list[str]] = {
     "dense": ["dense"],
     "mot": ["mot"],
     "moma": ["moma"],
-    "dense_mamba": ["mixture_of_mamba", "--model.untie"],
-    "mixture_of_mamba": ["mixture_of_mamba"],
+    "dense_mamba": ["mixture_of_mamba", "--model.n-layers", "4", "--model.untie"],
+    "mixture_of_mamba": ["mixture_of_mamba", "--model.n-layers", "4"],
 }
-"""The words of `plait train` for each model."""
+"""The words of `plait train` for each model: four blocks each."""
 BASE = {"mot": "dense", "moma": "dense", "mixture_of_mamba": "dense_mamba"}
 """The dense model that a sparse one is matched against."""
 VALIDATIONS, VALIDATION_BATCHES = 40, 20

@@ -19,6 +19,7 @@ from plait.kernels import (
     patch_pool,
     product_keys,
     rms_norm,
+    rotary,
     scan,
     scan_c,
     step_size,
@@ -145,6 +146,20 @@ def norms(device: str) -> Case:
     }
     inputs = (torch.randn(N, D, device=device), torch.rand(3, D, device=device))
     return Case("rms_norm", f"{N} x {D}, 3 modalities", paths, inputs, flops=4.0 * N * D)
+
+
+def heads(device: str) -> Case:
+    """What stands between attention and the product that makes queries, keys and values."""
+    counts, _ = segments(device)
+    N, H, K, eps = sum(counts), 8, 64, 1e-5
+    turn = torch.randn(N, K // 2, device=device), torch.randn(N, K // 2, device=device)
+
+    def path(function: Callable) -> Path:
+        return lambda qkv, w: torch.stack(function(qkv, turn, w, counts, eps))
+
+    paths = {"norms, turns": path(rotary.reference), "rotary_heads": path(rotary.rotary_heads)}
+    inputs = torch.randn(N, 3, H, K, device=device), torch.rand(2, 3, K, device=device)
+    return Case("rotary", f"{N} x 3 x {H} x {K}, 3 modalities", paths, inputs)
 
 
 def convolution(device: str) -> Case:
@@ -281,6 +296,7 @@ CASES = (
     documents,
     grouped,
     norms,
+    heads,
     convolution,
     scans,
     scans_by_modality,

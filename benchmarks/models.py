@@ -3,7 +3,8 @@
 Stacks of blocks of width 512 over 2 x 1024 tokens, forward and backward in float32 on one thread:
 milliseconds of processor time, median of the rounds. In each round every stack of a group runs
 once, one after the other, and a ratio is the median of its rounds' ratios to the dense stack, so
-that other jobs weigh on both alike. Rows hold two or three documents in runs of 60 to 256 tokens.
+that other jobs weigh on both alike. Freed memory is kept, as in training. Rows hold two or three
+documents in runs of 60 to 256 tokens.
 `boolean masks` gathers and scatters each modality at every projection, as published code of both
 papers does; it computes the same function, which is checked first. Exit code 1 if a bar is missed.
 Without arguments it takes five minutes of a quiet core; `--layers 2 --repeats 3` one.
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from plait.kernels.attention import attention
 from plait.kernels.causal_conv import causal_conv
+from plait.kernels.rotary import rotate
 from plait.kernels.scan import selective_scan
 from plait.kernels.step_size import step_size
 from plait.models.attention import Attention
@@ -29,9 +31,10 @@ from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.decoder import Block
 from plait.models.feed_forward import FeedForward
-from plait.models.layers import ModalityNorm, rotate, rotation
+from plait.models.layers import ModalityNorm, rotation
 from plait.models.mamba import Mamba
 from plait.models.plan import Plan
+from plait.models.training.speed import keep_freed_memory
 from plait.pipeline.batch import Batch
 
 B, T, D = 2, 1024, 512
@@ -82,6 +85,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     fine = True
     for name in options.groups or GROUPS:
         layers = options.layers if name == "transformer" else 1

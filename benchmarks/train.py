@@ -33,8 +33,9 @@ import tyro
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from plait.kernels.rotary import rotate
 from plait.models.config import ModelConfig
-from plait.models.layers import rotate, rotation
+from plait.models.layers import rotation
 from plait.models.training.run_config import PRESETS, read_config
 from plait.models.training.utilisation import SIZES, Utilisation, best_flops
 from plait.pipeline.tables import make_console, print_table

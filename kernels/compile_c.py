@@ -4,6 +4,7 @@ One file takes about half a second, once: the library's name is a hash of the so
 beside it, the flags, the compiler and the processor. A machine without a working compiler is told
 why once, and the caller takes its plain path. `-ffast-math` is never used: with gcc before 13 a
 library built so flushes the whole process's denormals to zero, and NaN would no longer spread.
+Nothing but `call` imports torch.
 """
 
 import ctypes
@@ -17,9 +18,10 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("plait.kernels")
 
@@ -48,8 +50,10 @@ def library(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def call(name: str, function: str, sizes: Sequence[int], tensors: Sequence[Tensor]) -> int:
+def call(name: str, function: str, sizes: Sequence[int], tensors: "Sequence[Tensor]") -> int:
     """A function of `name`.c: the sizes, the number of threads, the tensors' memory."""
+    import torch
+
     compiled = library(name)
     assert compiled is not None
     assert all(x.is_contiguous() and x.device.type == "cpu" for x in tensors)
@@ -58,7 +62,7 @@ def call(name: str, function: str, sizes: Sequence[int], tensors: Sequence[Tenso
     return getattr(compiled, function)(*numbers, ctypes.c_int(torch.get_num_threads()), *pointers)
 
 
-def sum_in_order(parts: Tensor) -> Tensor:
+def sum_in_order(parts: "Tensor") -> "Tensor":
     """The sum over the first axis, always in the same order, whatever the threads."""
     total = parts.new_zeros(parts.shape[1:])
     for part in parts.unbind():

@@ -10,12 +10,15 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from plait.kernels.choose import choose
 from plait.kernels.compile_c import library
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BOS, EOS = 1, 2
 PLACE, LENGTH, BLOCK, KIND, BIT = range(5)
@@ -101,12 +104,12 @@ class Kinds:
 class Filled:
     """Rows [B, T], see pipeline's Batch; without the masks where only tokens are wanted."""
 
-    tokens: Tensor
-    modality: Tensor | None = None
-    document: Tensor | None = None
-    position: Tensor | None = None
-    loss_mask: Tensor | None = None
-    patch_starts: Tensor | None = None
+    tokens: "Tensor"
+    modality: "Tensor | None" = None
+    document: "Tensor | None" = None
+    position: "Tensor | None" = None
+    loss_mask: "Tensor | None" = None
+    patch_starts: "Tensor | None" = None
 
 
 def fill_rows(
@@ -189,7 +192,7 @@ class _Piece:
     """The part of a row that belongs to one piece, as arrays [size]."""
 
     def __init__(self, out: Filled, row: int, at: int, size: int) -> None:
-        def part(tensor: Tensor | None) -> np.ndarray:
+        def part(tensor: "Tensor | None") -> np.ndarray:
             return _NOTHING if tensor is None else tensor.numpy()[row, at : at + size]
 
         self.size = size

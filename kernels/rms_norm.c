@@ -2,20 +2,12 @@
  *
  * A task is a group of TOKENS tokens, each of R vectors of D; `stride` is from token to token of x.
  * Tokens come sorted by modality, `counts[M]` of each. Gradients of the gains are written in parts,
- * one a task, which the caller sums in a fixed order.
+ * one a task, which are summed in a fixed order.
  */
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-enum { TOKENS = 64 };
-
-/* The modality of a token, and into `end` the first token of the next one. */
-static int64_t modality_of(const int64_t *counts, int64_t n, int64_t *end) {
-    int64_t m = 0;
-    for (*end = counts[0]; n >= *end; *end += counts[m]) m++;
-    return m;
-}
+#include "modalities.h"
 
 void norm_forward(int64_t N, int64_t R, int64_t D, int64_t stride, int threads, const float *x,
                   const float *w, const int64_t *counts, const float *eps, float *y, float *inverse) {
@@ -40,15 +32,15 @@ void norm_forward(int64_t N, int64_t R, int64_t D, int64_t stride, int threads, 
     }
 }
 
-/* dx[N, R, D], and in parts dw[G, M, D]. */
+/* dx [N, R, D], and dw [M, D] of parts [G, M, D]. */
 void norm_backward(int64_t N, int64_t R, int64_t D, int64_t stride, int64_t M, int threads,
                    const float *dy, const float *x, const float *w, const int64_t *counts,
-                   const float *inverse, float *dx, float *dw) {
+                   const float *inverse, float *dx, float *parts, float *dw) {
     const int64_t G = (N + TOKENS - 1) / TOKENS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < G; task++) {
         const int64_t last = (task + 1) * TOKENS < N ? (task + 1) * TOKENS : N;
-        float *part = dw + task * M * D, *restrict dgain = part;
+        float *part = parts + task * M * D, *restrict dgain = part;
         memset(part, 0, M * D * sizeof(float));
         int64_t end = 0;
         const float *restrict gain = w;
@@ -73,4 +65,5 @@ void norm_backward(int64_t N, int64_t R, int64_t D, int64_t stride, int64_t M, i
             }
         }
     }
+    sum_parts(G, M * D, parts, dw);
 }

@@ -6,16 +6,17 @@ itself sees the original interleaving (arXiv:2411.04996, algorithm 1). QK-norm c
 rotation (arXiv:2405.09818, section 2.3).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.attention import attention
+from plait.kernels.rotary import rotary_heads, rotate
 from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.layers import ModalityLayerNorm, ModalityLinear, ModalityNorm, rotate
+from plait.models.layers import ModalityLayerNorm, ModalityLinear, ModalityNorm
 
 
 @dataclass(eq=False)
@@ -65,9 +66,7 @@ class Attention(nn.Module):
         assert context.turn is not None
         shape = (*context.document_BT.shape, self.heads, self.head_dim)
         q_NHK, k_NHK, v_NHK = self._project(x_ND, context)
-        q_BTHK = rotate(q_NHK.view(shape), context.turn)
-        k_BTHK = rotate(k_NHK.view(shape), context.turn)
-        v_BTHK = v_NHK.view(shape)
+        q_BTHK, k_BTHK, v_BTHK = (x_NHK.view(shape) for x_NHK in (q_NHK, k_NHK, v_NHK))
         if cache is not None:
             k_NHK, v_NHK = map(context.order.unsort, (k_BTHK.flatten(0, 1), v_NHK))
             cache.append(k_NHK.view(shape), v_NHK.view(shape))
@@ -82,22 +81,33 @@ class Attention(nn.Module):
     def step(self, x_BD: Tensor, context: Context, cache: AttentionCache) -> Tensor:
         """One position of each row, [B, D] sorted, to [B, D]."""
         assert context.turn is not None
-        q_BHK, k_BHK, v_BHK = map(context.order.unsort, self._project(x_BD, context))
-        q_B1HK = rotate(q_BHK[:, None], context.turn)
-        k_B1HK = rotate(k_BHK[:, None], context.turn)
-        k_BHSK, v_BHSK = cache.append(k_B1HK, v_BHK[:, None])
+        cosine_B1C, sine_B1C = map(context.order.sort, context.turn)
+        heads = self._project(x_BD, replace(context, turn=(cosine_B1C, sine_B1C)))
+        q_B1HK, k_B1HK, v_B1HK = (context.order.unsort(x_BHK)[:, None] for x_BHK in heads)
+        k_BHSK, v_BHSK = cache.append(k_B1HK, v_B1HK)
         seen = None if context.seen_BS is None else context.seen_BS[:, None, None]
         o_BH1K = F.scaled_dot_product_attention(q_B1HK.transpose(1, 2), k_BHSK, v_BHSK, seen)
         return self.o(context.order.sort(o_BH1K.flatten(1)), context.order)
 
     def _project(self, x_ND: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, sorted, each [N, H, K]."""
-        qkv_N3HK = self.qkv(x_ND, context.order).view(len(x_ND), 3, self.heads, self.head_dim)
+        """Queries, keys and values, sorted, each [N, H, K]; turned by as many sorted positions."""
+        assert context.turn is not None
+        order, turn_NC = (
+            context.order,
+            (context.turn[0].flatten(0, 1), context.turn[1].flatten(0, 1)),
+        )
+        qkv_N3HK = self.qkv(x_ND, order).view(len(x_ND), 3, self.heads, self.head_dim)
+        if isinstance(self.q_norm, ModalityNorm) and isinstance(self.k_norm, ModalityNorm):
+            (q_gain_MK, counts), (k_gain_MK, _) = (
+                norm.gains(qkv_N3HK, order) for norm in (self.q_norm, self.k_norm)
+            )
+            gain_2MK = torch.stack((q_gain_MK, k_gain_MK))
+            return rotary_heads(qkv_N3HK, turn_NC, gain_2MK, counts, self.q_norm.eps)
+        if self.q_norm is None or self.k_norm is None:
+            return rotary_heads(qkv_N3HK, turn_NC)
         q_NHK, k_NHK, v_NHK = qkv_N3HK.unbind(1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_NHK = self.q_norm(q_NHK, context.order)
-            k_NHK = self.k_norm(k_NHK, context.order)
-        return q_NHK, k_NHK, v_NHK
+        q_NHK, k_NHK = self.q_norm(q_NHK, order), self.k_norm(k_NHK, order)
+        return rotate(q_NHK, turn_NC), rotate(k_NHK, turn_NC), v_NHK
 
 
 def _grown(x_BHSK: Tensor, room: int) -> Tensor:

@@ -62,11 +62,13 @@ class ModalityNorm(nn.Module):
 
     def forward(self, x_ND: Tensor, order: Order) -> Tensor:
         """[N, ..., D] to the same shape, in its dtype."""
-        weight_MD, counts = self.weight.to(x_ND.dtype), order.counts
+        return rms_norm(x_ND, *self.gains(x_ND, order), self.eps)
+
+    def gains(self, x_ND: Tensor, order: Order) -> tuple[Tensor, tuple[int, ...]]:
+        """Those of the rows, [M, D] in their dtype, and how many rows have each."""
+        weight_MD = self.weight.to(x_ND.dtype)
         m = 0 if len(weight_MD) == 1 else order.alone
-        if m is not None:
-            weight_MD, counts = weight_MD[m : m + 1], (len(x_ND),)
-        return rms_norm(x_ND, weight_MD, counts, self.eps)
+        return (weight_MD, order.counts) if m is None else (weight_MD[m : m + 1], (len(x_ND),))
 
     def active(self, modality: int) -> tuple[float, float]:
         """Parameters that a token meets: in products, and others."""
@@ -147,17 +149,10 @@ def spread(w_MD: Tensor, order: Order) -> Tensor:
 
 
 def rotation(position_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine [B, T, 1, K/2] of the rotary angles of positions (arXiv:2104.09864)."""
+    """Cosine and sine [B, T, K/2] of the rotary angles of positions (arXiv:2104.09864)."""
     steps = torch.arange(0, head_dim, 2, device=position_BT.device, dtype=torch.float32)
-    angle = position_BT[..., None, None].float() * theta ** (-steps / head_dim)
+    angle = position_BT[..., None].float() * theta ** (-steps / head_dim)
     return angle.cos(), angle.sin()
-
-
-def rotate(x_BTHK: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate pairs (k, k + K/2) of each head by the angles of `rotation`."""
-    cos, sin = turn
-    a, b = x_BTHK.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x_BTHK.dtype)
 
 
 def truncated_normal(weight: Tensor, std: float) -> None:

@@ -12,7 +12,10 @@ from plait.pipeline.batch import Batch
 from plait.pipeline.loader import Loader
 
 Line = dict[str, float | int | None]
-TIMED = ("tokens_per_s", "data_wait", "step_s", "left_s", "flops_per_s", "mfu")
+TIMED = (
+    *("tokens_per_s", "data_wait", "step_s", "left_s", "flops_per_s", "mfu"),
+    "peak_memory_bytes",
+)
 """Figures of a line that no other run repeats."""
 
 

@@ -192,6 +192,11 @@ class Rows:
         return tuple(plan.tokens for plan in self._plans)
 
     @property
+    def epoch_rows(self) -> tuple[int, ...]:
+        """Rows that an epoch of each stream has in this split."""
+        return tuple(plan.rows for plan in self._plans)
+
+    @property
     def weights(self) -> Sequence[float]:
         """Shares of the first rows, one a stream; empty if they follow the streams' sizes."""
         return (() if self._schedule is None else self._schedule.stretches[0][1]) or ()

@@ -15,6 +15,16 @@ Line = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A step whose batch was not learned (models/training/guard.py)."""
+
+    step: int
+    reason: str
+    documents: list[str]
+    """Keys of what it held."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """A run, read from its files; what is not there yet is empty."""
 
@@ -28,6 +38,8 @@ class RunFolder:
     lines: list[Line] = field(repr=False)
     resumed: list[int] = field(default_factory=list)
     """Steps at which the run was taken up again."""
+    skipped: list[Skipped] = field(default_factory=list)
+    config: dict[str, object] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, path: Path) -> "RunFolder":
@@ -46,6 +58,8 @@ class RunFolder:
             git_commit=str(environment["git_commit"]) if environment.get("git_commit") else None,
             lines=lines,
             resumed=[int(x["step"]) for x in resumed if "step" in x],
+            skipped=[_skipped(x) for x in _lines(path / "skipped.jsonl")],
+            config=config,
         )
 
     @property
@@ -87,6 +101,12 @@ def _in_order(keys: set[str], run: RunFolder) -> list[str]:
     """Keys in the order in which the lines have them."""
     seen = dict.fromkeys(key for line in run.lines for key in line)
     return [key for key in seen if key in keys]
+
+
+def _skipped(line: dict) -> Skipped:
+    documents = [str(_mapping(d).get("key", "")) for d in line.get("documents") or []]
+    reason = str(line.get("reason", ""))
+    return Skipped(step=_int(line.get("step")), reason=reason, documents=documents)
 
 
 def _lines(path: Path) -> Iterator[Line]:

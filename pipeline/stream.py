@@ -8,7 +8,7 @@ and each block's checksums when it is first used.
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -139,7 +139,14 @@ class Stream:
         return self.documents
 
     def __reduce__(self):
-        return _reopen, (self.url, self._options)
+        return _reopen, (self.url, self._options, [shard.name for shard in self.shards])
+
+    def of_shards(self, numbers: Sequence[int]) -> "Stream":
+        """These shards alone, as a stream; `manifest` and `rejected` stay those of the whole."""
+        part = Stream(self.url, **self._options)
+        part.shards = tuple(self.shards[number] for number in numbers)
+        part.starts = cumulative(np.array([s.documents for s in part.shards], np.int64))
+        return part
 
     def document(self, i: int) -> Document:
         """Document number i."""
@@ -285,8 +292,12 @@ def _open_remote(
     return RemoteFolder(url, cache, cache_bytes, storage_options or {}, retry or Retry())
 
 
-def _reopen(url: str, options: dict) -> Stream:
-    return Stream(url, **options)
+def _reopen(url: str, options: dict, names: list[str]) -> Stream:
+    stream = Stream(url, **options)
+    numbers = {shard.name: number for number, shard in enumerate(stream.shards)}
+    if list(numbers) == names:
+        return stream
+    return stream.of_shards([numbers[name] for name in names])
 
 
 def _read_manifest(path: Path, where: str) -> dict:

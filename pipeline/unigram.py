@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from plait.kernels.count_tokens import CodeCounts, count_tokens
 from plait.pipeline.block import Block
-from plait.pipeline.inspect.statistics import count_blocks
+from plait.pipeline.spans import DOCUMENT, LENGTH, TOKENIZER
 from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import BOS, EOS, Vocabulary
+from plait.tokenizers.errors import ShardError
 
 MOST_TOKENS = 50_000_000
 """A larger stream is counted by evenly spaced blocks."""
@@ -26,17 +28,32 @@ def unigram_counts(
 
 def _count(stream: Stream, vocabulary: Vocabulary) -> np.ndarray:
     counts = np.zeros(vocabulary.size)
-    found = count_blocks(_some_blocks(stream), stream.tokenizers)
-    counted = sum(statistics.tokens for statistics in found.values())
-    counts[[BOS, EOS]] = stream.documents * counted / max(1, stream.tokens)
-    for info in stream.tokenizers:
-        name, statistics = vocabulary.name_of(info.fingerprint), found[info.modality]
+    codes = CodeCounts(np.array([info.vocab_size for info in stream.tokenizers], np.int64))
+    spans = np.zeros(len(stream.tokenizers), np.int64)
+    for block in _some_blocks(stream):
+        spans += _count_block(block, [info.name for info in stream.tokenizers], codes)
+    counts[[BOS, EOS]] = stream.documents * int(codes.total().sum()) / max(1, stream.tokens)
+    pieces = np.split(codes.total(), codes.starts[1:])
+    for info, piece, number in zip(stream.tokenizers, pieces, spans, strict=True):
+        name = vocabulary.name_of(info.fingerprint)
         start = vocabulary.start(name)
-        counts[start : start + info.vocab_size] += statistics.code_counts
+        counts[start : start + info.vocab_size] += piece
         for marker in (vocabulary.begin(name), vocabulary.end(name)):
             if marker is not None:
-                counts[marker] += statistics.spans
+                counts[marker] += number
     return counts
+
+
+def _count_block(block: Block, names: Sequence[str], codes: CodeCounts) -> np.ndarray:
+    """Adds a block's ids to `codes`; returns how many spans each tokenizer has."""
+    numbers = np.array([names.index(name) for name in block.tokenizers], np.int64)
+    kinds = numbers[block.spans[:, TOKENIZER]]
+    shapes = np.stack([kinds, block.spans[:, LENGTH]], 1).astype(np.uint64)
+    try:
+        count_tokens(block.ids, kinds, shapes, np.bincount(block.spans[:, DOCUMENT]), codes)
+    except IndexError as error:
+        raise ShardError(f"a block of {block.source}: {error}; `plait verify`") from None
+    return np.bincount(kinds, minlength=len(names))
 
 
 def _some_blocks(stream: Stream) -> Iterator[Block]:

@@ -1,4 +1,4 @@
-"""Operations a second of a run, and their share of what its device can do (MFU).
+"""Operations a second of a run, their share of what its device can do (MFU), and its memory.
 
 Counted are the model's own products, forward and backward (arXiv:2204.02311, appendix B): 6 a
 weight that a token meets (flops.py), and attention's over the square of each document's length, as
@@ -6,6 +6,7 @@ packed documents do not see each other. What is made again to save memory counts
 peak is measured, not looked up: the best of a few products, a tenth of a second once.
 """
 
+import sys
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -51,7 +52,20 @@ class Utilisation:
         """Operations a second at this speed, and of the peak; begins a new window."""
         rate = tokens_per_s * self.flops / max(1, self.tokens)
         self.flops, self.tokens = 0.0, 0
-        return {"flops_per_s": rate, "mfu": rate / (peak_flops(self._device) * self._devices)}
+        mfu = rate / (peak_flops(self._device) * self._devices)
+        return {"flops_per_s": rate, "mfu": mfu, "peak_memory_bytes": peak_memory(self._device)}
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes held so far: by tensors on a GPU, else by the process; None where none tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @cache

@@ -49,9 +49,8 @@ class Line:
 def histogram(values: np.ndarray, counts: np.ndarray, *, colour: str, unit: str) -> Markup:
     """Bars of how many things have each value; values are rising integers of 1 or more."""
     width, height, left, bottom = 250, 130, 4, 20
-    edges = _edges(int(values[0]), int(values[-1]))
-    bars, _ = np.histogram(values, bins=edges, weights=counts.astype(float))
-    step, top = (width - 2 * left) / len(bars), max(bars.max(), 1.0)
+    edges, bars = bins(values, counts)
+    step, top = (width - 2 * left) / len(bars), max(bars.max(), 1)
     drawn = []
     for i, n in enumerate(bars):
         tall = (height - bottom - 16) * n / top
@@ -160,6 +159,15 @@ def _finite(line: Line, log_y: bool) -> Line:
         dash=line.dash,
         dots=line.dots,
     )
+
+
+def bins(values: np.ndarray, counts: np.ndarray, most: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of at most `most` bins of rising integers from 1 on, and how many are in each."""
+    if not len(values):
+        return np.zeros(0), np.zeros(0, np.int64)
+    edges = _edges(int(values[0]), int(values[-1]), most)
+    bars, _ = np.histogram(values, bins=edges, weights=counts)
+    return edges, bars.astype(np.int64)
 
 
 def _edges(low: int, high: int, most: int = 24) -> np.ndarray:

@@ -5,9 +5,8 @@ Counting needs numpy alone; torch is imported when a page's packed batch is deco
 
 import contextlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,20 +14,20 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from plait.pipeline.inspect import page
-from plait.pipeline.inspect.alerts import run_alerts, stream_alerts
-from plait.pipeline.inspect.run_tables import figure_tables, last_figures
-from plait.pipeline.inspect.statistics import ModalityStatistics, count_blocks, count_rejected
-from plait.pipeline.progress import Progress
+from plait.pipeline.inspect import compare, page, run_report, stream_page
+from plait.pipeline.inspect.stream_report import facts as stream_facts
+from plait.pipeline.inspect.stream_report import look, write_parquet
+from plait.pipeline.inspect.stream_terminal import show as show_stream
 from plait.pipeline.remote import is_url
 from plait.pipeline.run_folder import RunFolder
 from plait.pipeline.stream import Stream
-from plait.pipeline.tables import make_console, print_table
+from plait.pipeline.tables import make_console, printable
 from plait.tokenizers.errors import ConfigError, PlaitError
 
 if TYPE_CHECKING:
     from plait.pipeline.inspect.atlas import Atlas
     from plait.pipeline.inspect.batch_view import BatchView
+    from plait.pipeline.inspect.statistics import ModalityStatistics
 
 Facts = dict[str, object]
 
@@ -42,40 +41,58 @@ class HasData(Protocol):
         ...
 
 
-LARGE = 50_000_000
-"""Tokens from which on counting shows its progress."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
     """Show what is in a stream, a run or a tokenizer."""
 
-    path: tyro.conf.Positional[str]
+    paths: tyro.conf.Positional[tuple[str, ...]]
     """Folder of a stream (stream.json), a run (config.toml) or a tokenizer (config.json); or a
-    stream's URL."""
+    stream's URL. Two or more of a kind are put side by side."""
+    weights: tuple[float, ...] = ()
+    """Shares of rows, one a stream: what would a mixture of these streams hold?"""
+    data: bool = False
+    """Of a run: its streams in place of its losses, their shares, and what validation shares with
+    training."""
     json: bool = False
     """Print the facts as JSON instead of tables."""
     html: str | None = None
     """Also write one self-contained page here."""
     seq_len: int = 512
-    """Row length of the packed batch on a stream's page."""
+    """Row length to pack a stream with."""
     mask: tuple[str, ...] = ()
     """Modalities that the packed batch only reads, as `objective.mask` of a run."""
     learn: str = "all"
     """Spans that the packed batch learns, as `objective.learn` of a run."""
     originals: bool = True
     """Show pictures and sounds beside their tokens, where the stream's sources are at hand."""
+    sample: int = 0
+    """Count so many shards only, evenly spaced over a huge stream; 0 is all."""
+    parquet: str | None = None
+    """Also write a stream's counts here, one row a shard and modality."""
+    validation: str | None = None
+    """Another stream, kept for validation: its documents are looked for in this one."""
+    losses: bool = True
+    """On a run's page, colour held-out rows by loss, with its newest checkpoint on the CPU."""
 
 
 def main(argv: Sequence[str]) -> int:
     """`plait inspect`."""
     options = tyro.cli(InspectOptions, args=list(argv), prog="plait inspect")
-    if is_url(options.path):
-        inspect_stream(options.path, options)
+    if not options.paths:
+        raise ConfigError("nothing to inspect: name a stream, a run or a tokenizer")
+    if options.weights or options.data:
+        inspect_mixture(options)
         return 0
-    path = Path(options.path)
-    show = {"stream": inspect_stream, "run": inspect_run, "tokenizer": inspect_tokenizer}
-    show[kind_of(path)](path, options)
+    kinds = ["stream" if is_url(path) else kind_of(Path(path)) for path in options.paths]
+    if len(kinds) > 1:
+        inspect_several(kinds, options)
+        return 0
+    path = options.paths[0]
+    if kinds[0] == "stream":
+        inspect_stream(path, options)
+    else:
+        show = {"run": inspect_run, "tokenizer": inspect_tokenizer}
+        show[kinds[0]](Path(path), options)
     return 0
 
 
@@ -94,77 +111,90 @@ def kind_of(path: Path) -> str:
     raise ConfigError(f"{path}: {what} (looked for stream.json, config.toml, config.json)")
 
 
-def inspect_stream(path: str | Path, options: InspectOptions) -> None:
-    """Count everything, then print or write it."""
-    stream = Stream(path)
-    statistics = count_stream(stream)
-    rejected = count_rejected(stream.rejected_file().parent)
-    view = stream_view(stream, options) if options.html else None
-    totals = {
-        "documents": stream.documents,
-        "rejected": stream.rejected,
-        "shards": len(stream.shards),
-        "tokens": stream.tokens,
-        "bytes": stream.bytes,
-    }
-    if view is not None:
-        view.atlases = stream_atlases(stream, statistics)
-    fill = view.fill if view else None
-    alerts = stream_alerts(stream.documents, rejected, statistics, fill)
-    if apart := stream.manifest.get("quarantined"):
-        names = ", ".join(entry["name"] for entry in apart)
-        lost = sum(entry["documents"] for entry in apart)
-        alerts.insert(0, f"{lost:,} documents are in quarantine ({names}); see `plait verify`.")
+def inspect_several(kinds: Sequence[str], options: InspectOptions) -> None:
+    """Print or write streams, runs or tokenizers side by side."""
+    compare.check(options.paths, kinds)
+    kind, sides = kinds[0], [_side(kinds[0], path, options) for path in options.paths]
+    alerts = compare.alerts(sides)
     if options.html:
-        body = page.stream_body(totals, statistics, rejected, stream.tokenizers, view)
-        write_page(options.html, f"Stream {Path(path).resolve().name}", body, alerts, view)
+        names = " and ".join(Path(path).resolve().name for path in options.paths)
+        title = f"{kind.capitalize()}s {names}"
+        write_page(options.html, title, compare.sections(sides), alerts, None)
     if options.json:
-        facts: Facts = {"format": 1, **totals, "rejected_by_reason": rejected}
-        facts["modalities"] = {name: modality_facts(s) for name, s in statistics.items()}
-        facts["tokenizers"] = {t.name: _without(asdict(t), "name") for t in stream.tokenizers}
-        facts["alerts"] = alerts
-        print_json(facts)
+        print_json(compare.to_json(kind, sides))
         return
     console = make_console()
-    console.print(Text(f"stream {path}", style="bold"))
-    print_totals(console, totals)
-    print_table(console, *page.modality_table(statistics))
-    if rejected:
-        print_table(
-            console, ["Rejected because", "Samples"], [[r, f"{n:,}"] for r, n in rejected.items()]
-        )
-    names = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in stream.tokenizers]
-    print_table(console, ["Tokenizer", "Modality", "Vocabulary", "Fingerprint"], names)
+    compare.show(console, kind, sides)
     print_alerts(console, alerts, options.html)
 
 
-def count_stream(stream: Stream) -> dict[str, ModalityStatistics]:
-    """All counts by modality; shows its progress where it takes more than a moment."""
-    if stream.tokens < LARGE:
-        return count_blocks(stream.blocks(), stream.tokenizers)
-    with Progress("counting", total=stream.tokens, unit="tokens") as progress:
-        return count_blocks(stream.blocks(), stream.tokenizers, progress.advance)
+def _side(kind: str, path: str, options: InspectOptions) -> compare.Side:
+    """One of those that are compared: the facts of `--json`, and what charts need."""
+    if kind == "run":
+        run = RunFolder.read(Path(path))
+        facts = {**run_report.facts(run), "config": run.config}
+        return compare.Side(path=path, facts=facts, run=run, alerts=run_report.alerts(run))
+    if kind == "tokenizer":
+        from plait.pipeline.inspect.tokenizer_report import TokenizerReport
+
+        return compare.Side(path=path, facts=TokenizerReport.read(Path(path)).facts)
+    report = look(Stream(path), seq_len=options.seq_len, sample=options.sample)
+    counted = report.counts.modalities
+    tokens = sum(s.tokens for s in counted.values()) or 1
+    shares = {name: s.tokens / tokens for name, s in counted.items()}
+    facts = {**stream_facts(report), "shares": shares}
+    return compare.Side(path=path, facts=facts, statistics=counted, alerts=report.alerts)
 
 
-def modality_facts(s: ModalityStatistics) -> Facts:
-    """The statistics of a modality as JSON values."""
-    quantiles = {"min": 0.0, "median": 0.5, "p95": 0.95, "max": 1.0}
-    return {
-        "tokens": s.tokens,
-        "spans": s.spans,
-        "documents": s.documents,
-        "vocab_size": s.vocab_size,
-        "codes_used": s.codes_used,
-        "perplexity": s.perplexity,
-        "entropy_bits": s.entropy_nats / math.log(2),
-        "entropy_nats": s.entropy_nats,
-        "length": {name: _whole(s.length(q)) for name, q in quantiles.items()},
-    }
+def inspect_stream(path: str | Path, options: InspectOptions) -> None:
+    """Count everything, then print or write it."""
+    stream = Stream(path)
+    report = look(
+        stream,
+        seq_len=options.seq_len,
+        sample=options.sample,
+        validation=options.validation,
+    )
+    if options.parquet:
+        write_parquet(report, options.parquet)
+    if options.html:
+        view = stream_view(report.part, options)
+        if view is not None:
+            view.atlases = stream_atlases(report.part, report.counts.modalities)
+        body = stream_page.sections(report, view)
+        write_page(options.html, f"Stream {Path(path).resolve().name}", body, report.alerts, view)
+    if options.json:
+        print_json(stream_facts(report))
+        return
+    console = make_console()
+    show_stream(console, report)
+    print_alerts(console, report.alerts, options.html)
 
 
-def stream_view(
-    stream: Stream, options: InspectOptions, most: int = 1 << 16
-) -> "BatchView | None":
+def inspect_mixture(options: InspectOptions) -> None:
+    """Print or write what a run's streams, or these, give when they are mixed."""
+    from plait.pipeline.inspect import data_report
+
+    paths = options.paths
+    if options.data:
+        report = data_report.look_at_run(Path(paths[0]))
+    elif len(paths) == len(options.weights):
+        report = data_report.look_at_streams(
+            paths, options.weights, options.seq_len, options.validation
+        )
+    else:
+        raise ConfigError(f"{len(paths)} streams and {len(options.weights)} --weights: one each")
+    if options.html:
+        write_page(options.html, report.title, data_report.sections(report), report.alerts, None)
+    if options.json:
+        print_json(data_report.facts(report))
+        return
+    console = make_console()
+    data_report.show(console, report)
+    print_alerts(console, report.alerts, options.html)
+
+
+def stream_view(stream: Stream, options: InspectOptions, most: int = 1 << 16) -> "BatchView | None":
     """A packed batch; rows are made longer where a picture does not fit in them."""
     seq_len = options.seq_len
     from plait.pipeline.inspect.batch_view import BatchView
@@ -181,9 +211,7 @@ def stream_view(
     return None
 
 
-def stream_atlases(
-    stream: Stream, statistics: Mapping[str, ModalityStatistics]
-) -> "list[Atlas]":
+def stream_atlases(stream: Stream, statistics: "Mapping[str, ModalityStatistics]") -> "list[Atlas]":
     """The atlases of its codebooks, by what the stream uses."""
     from plait.pipeline.inspect.atlas import make_atlas
 
@@ -197,39 +225,28 @@ def stream_atlases(
 
 
 def inspect_run(path: Path, options: InspectOptions) -> None:
-    """Print or write a run's sizes and losses."""
+    """Print or write how a run went."""
     run = RunFolder.read(path)
-    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
-    alerts = run_alerts(train, validation, run.last("fill"), run.last("skipped"))
+    facts = run_report.facts(run)
+    alerts = run_report.alerts(run)
     if options.html:
-        write_page(options.html, f"Run {path.resolve().name}", page.run_body(run), alerts, None)
+        more, view = [], None
+        if options.losses and run.step:
+            from plait.pipeline.inspect import loss_view
+
+            more, view = loss_view.sections(path)
+        body = run_report.sections(run, more)
+        write_page(options.html, f"Run {path.resolve().name}", body, alerts, view)
     if options.json:
-        print_json(
-            {
-                "preset": run.preset,
-                "step": run.step,
-                "parameters": {"total": run.parameters, "active": run.active},
-                "loss": {"train": train, "validation": validation},
-                "tokens": tokens,
-                "figures": last_figures(run),
-                "resumed": run.resumed,
-                "alerts": alerts,
-            }
-        )
+        print_json({**facts, "alerts": alerts})
         return
     console = make_console()
-    console.print(Text(f"run {path}: {run.preset or 'no preset'}", style="bold"))
-    print_totals(console, {"step": run.step, "parameters": run.parameters})
-    print_table(console, *page.run_table(run))
-    for _, header, rows in figure_tables(run):
-        print_table(console, header, rows)
-    if run.resumed:
-        console.print(f"\nresumed at step {', '.join(f'{s:,}' for s in run.resumed)}")
+    run_report.show(console, run)
     print_alerts(console, alerts, options.html)
 
 
 def inspect_tokenizer(path: Path, options: InspectOptions) -> None:
-    """Print or write a tokenizer's configuration, the report of its fit, and samples of its work."""
+    """Print or write a tokenizer's configuration, its fit, and samples of its work."""
     from plait.pipeline.inspect.tokenizer_report import TokenizerReport
 
     report = TokenizerReport.read(path)
@@ -253,16 +270,11 @@ def write_page(
     Path(file).write_text(page.render(title, body, alerts=alerts, data=data), encoding="utf-8")
 
 
-def print_totals(console: Console, totals: Mapping[str, int]) -> None:
-    """One line of named counts."""
-    console.print("  ".join(f"{name} {value:,}" for name, value in totals.items()))
-
-
 def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> None:
     """What stands out, and where the page lies."""
     console.print()
     for alert in alerts:
-        console.print(Text(f"look: {alert}"))
+        console.print(Text(f"look: {printable(alert, 2000)}"))
     if html:
         console.print(Text(f"page: {html}"))
 
@@ -270,11 +282,3 @@ def print_alerts(console: Console, alerts: Sequence[str], html: str | None) -> N
 def print_json(facts: Facts) -> None:
     """JSON on standard output."""
     print(json.dumps(facts, indent=2, ensure_ascii=False))
-
-
-def _whole(value: float) -> float | int:
-    return int(value) if value == int(value) else value
-
-
-def _without(facts: Facts, key: str) -> Facts:
-    return {k: v for k, v in facts.items() if k != key}

@@ -19,7 +19,6 @@ from plait.pipeline.files import LOOSE
 from plait.pipeline.find import kinds, open_kind
 from plait.pipeline.inspect.content import Content, show
 from plait.pipeline.inspect.row_spans import Within
-from plait.pipeline.paths import resolve
 from plait.pipeline.remote import is_url
 from plait.pipeline.source import Part, PartKind, Sample, Source
 from plait.pipeline.stream import Stream
@@ -118,8 +117,11 @@ class Originals:
             self._sources[number] = open_described(described, self._stream.path)
         source, key = self._sources[number], self._stream.document(document).key
         if isinstance(source, Path):
+            file = (source / key).resolve()
+            if not file.is_relative_to(source.resolve()):
+                return None
             kind = KIND_OF["image" if described["kind"] == "images" else "speech"]
-            return Sample(key=key, parts=(Part(kind=kind, value=resolve(key, source, source)),))
+            return Sample(key=key, parts=(Part(kind=kind, value=file),))
         if source is None:
             return None
         return self._search(source, key, start + document - int(self._stream.starts[shard]), stop)

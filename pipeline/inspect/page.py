@@ -12,24 +12,10 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from plait import __version__
-from plait.pipeline.inspect.charts import (
-    DASHES,
-    Line,
-    colour,
-    histogram,
-    line_chart,
-    stacked_bar,
-    swatch,
-)
+from plait.pipeline.inspect.charts import swatch
 from plait.pipeline.inspect.markup import Markup, join, script_json, tag
 from plait.pipeline.inspect.row_bar import legend
-from plait.pipeline.inspect.run_tables import figure_tables
-from plait.pipeline.inspect.statistics import ModalityStatistics
-from plait.pipeline.run_folder import RunFolder
-from plait.pipeline.vocabulary import TokenizerInfo
 
 if TYPE_CHECKING:
     from plait.pipeline.inspect.atlas import Atlas
@@ -63,75 +49,6 @@ def render(
     return re.sub(r"\{\{(\w+)\}\}", lambda found: values[found[1]], _read("page.html"))
 
 
-def stream_body(
-    totals: Mapping[str, int],
-    statistics: Mapping[str, ModalityStatistics],
-    rejected: Mapping[str, int],
-    tokenizers: Sequence[TokenizerInfo],
-    view: "BatchView | None",
-) -> list[Markup]:
-    """The sections of a stream's page."""
-    present = {name: s for name, s in statistics.items() if s.tokens}
-    body = [facts({name: f"{value:,}" for name, value in totals.items()})]
-    body += [section("By modality", "Tokens, and how evenly each vocabulary is used.")]
-    body += [stacked_bar([(name, s.tokens) for name, s in present.items()])]
-    body += [table(*modality_table(statistics), swatches=True)]
-    if view is not None:
-        body += [packed_batch(view)]
-    body += [section("Lengths", "Tokens in a span: a caption, a picture, an utterance, a text.")]
-    body += [tag("div", *(_lengths(name, s) for name, s in present.items()), class_="small")]
-    body += [section("Code use", "How often each id occurs, the most used first: flat is even.")]
-    body += [tag("figure", _code_use(present), class_="wide")]
-    if rejected:
-        body += [section("Rejected samples", "Set aside with their reason in rejected.jsonl.")]
-        rows = [[reason, f"{n:,}"] for reason, n in rejected.items()]
-        body += [table(["Reason", "Samples"], rows, class_="words")]
-    body += [section("Tokenizers", "A tokenizer with this fingerprint gives these ids.")]
-    rows = [[t.name, t.modality, f"{t.vocab_size:,}", t.fingerprint] for t in tokenizers]
-    return [*body, table(["Name", "Modality", "Vocabulary", "Fingerprint"], rows, class_="words")]
-
-
-def run_body(run: RunFolder) -> list[Markup]:
-    """The sections of a run's page."""
-    totals = {"step": f"{run.step:,}", "parameters": f"{run.parameters:,}"}
-    totals["tokens seen"] = f"{sum(run.tokens().values()):,}"
-    speed, fill = run.last("tokens_per_s"), run.last("fill")
-    totals |= {"tokens a second": f"{speed:,.0f}"} if speed is not None else {}
-    totals |= {"rows filled": f"{fill:.1%}"} if fill is not None else {}
-    body = [facts(totals), section("Loss", "Mean cross-entropy in nats a target.")]
-    body += [table(*run_table(run), swatches=True)]
-    if run.resumed:
-        body += [tag("p", f"Resumed at step {', '.join(f'{s:,}' for s in run.resumed)}.")]
-    figures = []
-    for title, prefix, dots in (("Training", "", False), ("Validation", "validation/", True)):
-        lines = [_loss_line(run, prefix, name, dots) for name in run.losses(prefix) or ["all"]]
-        chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
-        figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
-    body += [tag("div", *figures, class_="large")]
-    for title, header, rows in figure_tables(run):
-        body += [section(title, ""), table(header, rows)]
-    versions = [[name, version] for name, version in run.versions.items()]
-    versions += [["git commit", run.git_commit]] if run.git_commit else []
-    return [
-        *body,
-        section("Made with", ""),
-        table(["Package", "Version"], versions, class_="words"),
-    ]
-
-
-def run_table(run: RunFolder) -> tuple[list[str], list[list[str]]]:
-    """Losses by modality, header and rows, as the terminal and the page show them."""
-    train, validation, tokens = run.losses(), run.losses("validation/"), run.tokens()
-    tokens["all"] = sum(tokens.values())
-    header = ["Modality", "Training loss", "Validation loss", "Tokens seen", "Active parameters"]
-    rows = []
-    for name in dict.fromkeys(["all", *train, *validation]):
-        losses = [f"{x[name]:.4f}" if name in x else "" for x in (train, validation)]
-        counts = [f"{x[name]:,}" if name in x else "" for x in (tokens, run.active)]
-        rows.append([name, *losses, *counts])
-    return header, rows
-
-
 def packed_batch(view: "BatchView") -> Markup:
     """The packed rows, the panel that shows a span's content, and the atlases of codebooks."""
     words = (
@@ -153,22 +70,6 @@ def packed_batch(view: "BatchView") -> Markup:
 def atlas_section(atlas: "Atlas") -> Markup:
     """A codebook, code by code."""
     return join(section("Codebook atlas", atlas.words), atlas.figure)
-
-
-def modality_table(
-    statistics: Mapping[str, ModalityStatistics],
-) -> tuple[list[str], list[list[str]]]:
-    """Header and rows, as the terminal and the page show them."""
-    header = ["Modality", "Tokens", "Spans", "Documents", "Codes used", "Perplexity"]
-    header += ["Entropy, bits", "Length min", "median", "p95", "max"]
-    rows = []
-    for name, s in statistics.items():
-        used = f"{s.codes_used:,} of {s.vocab_size:,}"
-        bits = s.entropy_nats / np.log(2)
-        lengths = [f"{s.length(q):,.0f}" for q in (0, 0.5, 0.95, 1)]
-        counts = [f"{n:,}" for n in (s.tokens, s.spans, s.documents)]
-        rows.append([name, *counts, used, f"{s.perplexity:,.1f}", f"{bits:.2f}", *lengths])
-    return header, rows
 
 
 def table(
@@ -204,29 +105,6 @@ def facts(values: Mapping[str, str]) -> Markup:
 def section(title: str, words: str) -> Markup:
     """A heading and a sentence."""
     return join(tag("h2", title), tag("p", words, class_="quiet") if words else "")
-
-
-def _lengths(name: str, s: ModalityStatistics) -> Markup:
-    values, counts = s.length_histogram()
-    chart = histogram(values, counts, colour=colour(name), unit="tokens")
-    return tag("figure", tag("h3", swatch(name), name), chart)
-
-
-def _code_use(statistics: Mapping[str, ModalityStatistics]) -> Markup:
-    lines = []
-    for name, s in statistics.items():
-        counts = np.sort(s.code_counts)[::-1]
-        at = np.unique(np.linspace(0, len(counts) - 1, 200).astype(int))
-        x = 100 * (at + 1) / len(counts)
-        lines.append(Line(name=name, x=x, y=counts[at], colour=colour(name), dash=DASHES.get(name)))
-    label = "share of the vocabulary, %"
-    return line_chart(lines, x_label=label, y_label="times used", log_y=True)
-
-
-def _loss_line(run: RunFolder, prefix: str, name: str, dots: bool) -> Line:
-    x, y = run.curve(f"{prefix}loss" if name == "all" else f"{prefix}loss/{name}")
-    shade = "var(--quiet)" if name == "all" else colour(name)
-    return Line(name=name, x=x, y=y, colour=shade, dash=DASHES.get(name), dots=dots)
 
 
 def _marked(modality: str) -> Markup:

@@ -1,10 +1,14 @@
 """The bar of a packed row: buttons, markers, padding and hatching, as HTML."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from plait.pipeline.inspect.charts import colour, dark_words, swatch
 from plait.pipeline.inspect.markup import Markup, tag
-from plait.pipeline.inspect.row_spans import Piece
+
+if TYPE_CHECKING:
+    from plait.pipeline.inspect.row_spans import Piece
 
 WORDS_FROM = 0.07
 """Share of a row from which on a span has its modality written in it."""
@@ -27,13 +31,13 @@ def gap() -> Markup:
     return tag("span", class_="gap")
 
 
-def plain(piece: Piece, targets_n: np.ndarray) -> Markup:
+def plain(piece: "Piece", targets_n: np.ndarray) -> Markup:
     """Markers and padding, which cannot be chosen."""
     kind = "pad" if piece.document < 0 else "mark" if targets_n.any() else "mark masked"
     return tag("span", class_=kind, style=f"flex:{len(piece)}")
 
 
-def button(piece: Piece, row: int, seq_len: int, place: str, targets_n: np.ndarray) -> Markup:
+def button(piece: "Piece", row: int, seq_len: int, place: str, targets_n: np.ndarray) -> Markup:
     """A span that can be chosen; `place` is where the page's script finds what it holds."""
     assert piece.tokenizer is not None
     modality, n, tint = piece.tokenizer.modality, len(piece), piece.document % TINTS

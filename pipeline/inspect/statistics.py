@@ -1,25 +1,15 @@
-"""Exact counts of a stream: tokens, spans, documents, lengths and code use, by modality.
+"""Exact figures of a modality: tokens, spans, documents, lengths and code use.
 
-One pass over the blocks. Ids of different tokenizers are moved into disjoint ranges and counted
-together by one bincount; lengths are kept as a histogram, so memory follows the vocabularies and
-the number of different lengths, never the stream.
+Lengths are kept as a histogram, so memory follows the vocabularies and the number of different
+lengths, never the stream. count.py counts.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
-from plait.pipeline.block import Block
-from plait.pipeline.spans import DOCUMENT, LENGTH, TOKENIZER
-from plait.pipeline.vocabulary import TokenizerInfo
-from plait.tokenizers.errors import ShardError
-
-CHUNK = 1 << 18
-"""Tokens counted at once: few enough to stay in the processor's cache."""
 
 
 @dataclass(kw_only=True)
@@ -56,6 +46,17 @@ class ModalityStatistics:
         """The number of equally likely ids that has this entropy."""
         return float(np.exp(self.entropy_nats))
 
+    def most_used(self, most: int = 10) -> list[tuple[int, int]]:
+        """(id, times) of the ids that occur most, falling; equal ones by their id."""
+        order = np.argsort(-self.code_counts, kind="stable")[: min(most, self.codes_used)]
+        return list(zip(order.tolist(), self.code_counts[order].tolist(), strict=True))
+
+    def least_used(self, most: int = 10) -> list[tuple[int, int]]:
+        """(id, times) of the ids that occur least but do, rising; equal ones by their id."""
+        used = np.flatnonzero(self.code_counts)
+        order = used[np.argsort(self.code_counts[used], kind="stable")[:most]]
+        return list(zip(order.tolist(), self.code_counts[order].tolist(), strict=True))
+
     def length(self, q: float) -> float:
         """The q-quantile of the lengths of spans, between neighbours as in `np.quantile`."""
         values, counts = self.length_histogram()
@@ -70,54 +71,6 @@ class ModalityStatistics:
         """Different lengths, rising, and how many spans have each."""
         pairs = sorted(self.lengths.items())
         return np.array([v for v, _ in pairs], np.int64), np.array([c for _, c in pairs], np.int64)
-
-
-def count_blocks(
-    blocks: Iterable[Block],
-    infos: Sequence[TokenizerInfo],
-    progress: Callable[[int], None] = lambda tokens: None,
-) -> dict[str, ModalityStatistics]:
-    """Statistics by modality; `progress` is told the tokens of each block."""
-    starts = np.cumsum([0, *(info.vocab_size for info in infos)])
-    counts = np.zeros(starts[-1], np.int64)
-    found = [
-        ModalityStatistics(vocab_size=i.vocab_size, code_counts=counts[s : s + i.vocab_size])
-        for i, s in zip(infos, starts, strict=False)
-    ]
-    number = {info.name: i for i, info in enumerate(infos)}
-    for block in blocks:
-        owner = np.array([number[name] for name in block.tokenizers])[block.spans[:, TOKENIZER]]
-        _count_ids(block, owner, infos, counts)
-        _count_spans(block.spans, owner, found)
-        progress(len(block.ids))
-    return {info.modality: statistics for info, statistics in zip(infos, found, strict=True)}
-
-
-def _count_ids(
-    block: Block, owner: np.ndarray, infos: Sequence[TokenizerInfo], counts: np.ndarray
-) -> None:
-    """Add a block to `counts`; `owner` is the tokenizer of each span."""
-    sizes = np.array([info.vocab_size for info in infos])
-    starts = np.cumsum(sizes) - sizes
-    ends = np.cumsum(block.spans[:, LENGTH], dtype=np.int64)
-    for first in range(0, len(block.ids), CHUNK):
-        ids = block.ids[first : first + CHUNK]
-        a, b = np.searchsorted(ends, [first, first + len(ids) - 1], side="right")
-        bounds = np.clip(np.concatenate([[first], ends[a : b + 1]]), first, first + len(ids))
-        owners, lengths = owner[a : b + 1], np.diff(bounds)
-        if (ids >= np.repeat(sizes[owners], lengths)).any():
-            raise ShardError("a block holds ids beyond its tokenizer's vocabulary; `plait verify`")
-        shifted = ids + np.repeat(starts[owners], lengths)
-        counts += np.bincount(shifted, minlength=len(counts))
-
-
-def _count_spans(spans: np.ndarray, owner: np.ndarray, found: list[ModalityStatistics]) -> None:
-    for number, statistics in enumerate(found):
-        mine = spans[owner == number]
-        statistics.spans += len(mine)
-        statistics.documents += len(np.unique(mine[:, DOCUMENT]))
-        lengths, counts = np.unique(mine[:, LENGTH], return_counts=True)
-        statistics.lengths.update(dict(zip(lengths.tolist(), counts.tolist(), strict=True)))
 
 
 def count_rejected(folder: Path, most: int = 20) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A tokenizer's report: its configuration and fit, samples before and after, its codebook or pieces.
+"""A tokenizer's report: its configuration and fit, samples before and after, codebook or pieces.
 
 The samples are those that come with plait, the same for every tokenizer, so reports can be
 compared; samples that were held out of a fit are in the `report.html` that the fit left.
@@ -30,7 +30,7 @@ from plait.tokenizers.errors import PlaitError
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog, 1,024 times in 3.5 seconds.",
-    "Zwölf Boxkämpfer jagen Viktor; être ou ne pas être; Привет, мир; 你好，世界 \N{WAVING HAND SIGN}",
+    "Zwölf Boxkämpfer jagen Viktor; être ou ne pas être; Привет, мир; 你好，世界 \U0001f44b",
     "def area(r):\n\treturn math.pi * r ** 2  # https://example.org",
 )
 """What text and byte tokenizers are shown with."""
@@ -108,7 +108,11 @@ class TokenizerReport:
         if self.tokenizer.modality == "text":
             body += piece_sections(self.tokenizer)
         rows = list(flat(self.facts))
-        return [*body, page.section("All facts", ""), page.table(["Fact", "Value"], rows, class_="words")]
+        return [
+            *body,
+            page.section("All facts", ""),
+            page.table(["Fact", "Value"], rows, class_="words"),
+        ]
 
     def show(self, console: Console) -> None:
         """The same in the terminal."""
@@ -120,7 +124,9 @@ class TokenizerReport:
                 console.print(bordered(pieces_of(self.tokenizer, encoded)))
         elif self.pairs:
             rows = [_media_row(self.tokenizer, i, *pair) for i, pair in enumerate(self.pairs, 1)]
-            print_table(console, ["Sample", "Tokens", "PSNR of what they decode to"][: len(rows[0])], rows)
+            print_table(
+                console, ["Sample", "Tokens", "PSNR of what they decode to"][: len(rows[0])], rows
+            )
         if names := piece_names(self.tokenizer) if self.tokenizer.modality == "text" else {}:
             found = longest_and_shortest(names)
             spelled = ("  ".join(visible(name) for _, name in some) for some in found)
@@ -164,13 +170,15 @@ def piece_sections(tokenizer: Tokenizer) -> list[Markup]:
     style = f"--c:{colour('text')}"
     for title, found in zip(("Longest", "Shortest"), longest_and_shortest(names), strict=True):
         spelled = Pieces(pieces=[visible(name) for _, name in found], ids=[[i] for i, _ in found])
-        drawn.append(tag("figure", tag("h3", title), drawn_pieces(spelled), style=style, class_="apart"))
+        drawn.append(
+            tag("figure", tag("h3", title), drawn_pieces(spelled), style=style, class_="apart")
+        )
     words = f"{len(names):,} pieces; single bytes are left out, and \u2581 is a space."
     return [page.section("Pieces", words), tag("div", *drawn, class_="pairs")]
 
 
 def piece_names(tokenizer: Tokenizer) -> dict[int, str]:
-    """How the pieces of a text tokenizer read, by id; none of single bytes that are no character."""
+    """How the pieces of a text tokenizer read, by id, but for those that are a byte."""
     piece = getattr(tokenizer, "piece", None)
     if piece is None:
         return {}

@@ -9,17 +9,16 @@ import re
 import shutil
 import subprocess
 import sys
-import wave
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image
 
 from plait.pipeline import cli, progress
-from plait.pipeline.inspect import batch_view, content
-from plait.pipeline.inspect import command as inspect
+from plait.pipeline.inspect import batch_view, content, stream_report, token_pieces
 from plait.pipeline.inspect.markup import script_json, tag
 from plait.pipeline.shard import shard
 from plait.pipeline.stream import Stream
@@ -98,7 +97,8 @@ def test_stream_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.Captur
     assert list(facts["modalities"]) == ["text", "image", "speech", "bytes"]
     for entry in facts["modalities"].values():
         promised = {"tokens", "spans", "documents", "vocab_size", "codes_used", "perplexity"}
-        assert promised | {"entropy_bits", "entropy_nats", "length"} == set(entry)
+        more = {"entropy_bits", "entropy_nats", "length", "lengths", "most_used", "least_used"}
+        assert promised | more == set(entry)
         assert list(entry["length"]) == ["min", "median", "p95", "max"]
         assert entry["entropy_bits"] == pytest.approx(np.log2(entry["perplexity"]))
     assert sum(e["tokens"] for e in facts["modalities"].values()) == facts["tokens"]
@@ -109,7 +109,7 @@ def test_stream_json_has_the_promised_keys(tmp_path: Path, capsys: pytest.Captur
 def test_counting_a_large_stream_shows_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(inspect, "LARGE", 1)
+    monkeypatch.setattr(stream_report, "LARGE", 1)
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0)
     made, _ = random_stream(tmp_path, documents=5)
     assert cli.main(["inspect", str(tmp_path), "--json"]) == 0
@@ -183,7 +183,7 @@ def test_page_is_one_small_file_that_fetches_nothing(page: Path):
 
 
 def test_page_spans_hold_what_the_stream_holds(page: Path, stream: Path):
-    """Buttons point at the data; text comes back from its pieces; sound is a 16 kHz WAV."""
+    """Buttons point at the data; text comes back from its pieces; sound is FLAC at 16 kHz."""
     parsed = Page(page)
     data = json.loads(parsed.scripts[0])
     places = [a["data-at"] for name, a in parsed.elements if name == "button" and "data-at" in a]
@@ -193,9 +193,8 @@ def test_page_spans_hold_what_the_stream_holds(page: Path, stream: Path):
     assert len(parts) == sum(len(d["parts"]) for row in data["rows"] for d in row) > 10
     assert {part["modality"] for part in parts} == {"text", "speech", "bytes"}
     sounds = [part for part in parts if part["kind"] == "audio"]
-    with wave.open(io.BytesIO(base64.b64decode(sounds[0]["src"].partition(",")[2]))) as file:
-        assert (file.getframerate(), file.getnchannels()) == (16_000, 1)
-        assert file.getnframes() > 3_000
+    samples, rate = soundfile.read(io.BytesIO(base64.b64decode(sounds[0]["src"].partition(",")[2])))
+    assert (rate, samples.ndim) == (16_000, 1) and len(samples) > 3_000
     assert max(sounds[0]["peaks"]) > 0.05
     keys = {Stream(stream).document(i).key: i for i in range(Stream(stream).documents)}
     assert {d["key"] for row in data["rows"] for d in row} <= set(keys)
@@ -224,17 +223,47 @@ def test_text_pieces_keep_characters_of_several_tokens_whole(tokenizers: list[Pa
         {}, {f.name: f.read_bytes() for f in tokenizers[0].iterdir() if f.suffix == ".model"}
     )
     sample = "a \u65e5\u672c \U0001f600 end"
-    ids = tokenizer.encode_batch([sample])[0].ids
-    shown = content.text_pieces(tokenizer, ids)
-    assert "".join(shown) == sample
-    assert len(shown) < len(ids)
+    encoded = tokenizer.encode_batch([sample])[0]
+    shown = token_pieces.text_pieces(tokenizer, encoded)
+    assert "".join(shown.pieces) == sample
+    assert len(shown.pieces) < len(encoded.ids)
+    assert [i for ids in shown.ids for i in ids] == encoded.ids.tolist()
 
 
-def test_byte_pieces_follow_the_patches(tokenizers: list[Path]):
+def test_byte_pieces_follow_the_patches():
     tokenizer = byte_patch.fit([b""], byte_patch.FitOptions())
     starts = np.array([True, False, False, True, False])
     encoded = Encoded(ids=np.frombuffer(b"ab\xffcd", np.uint8), patch_starts=starts)
-    assert content.byte_pieces(tokenizer, encoded) == ["ab\\xff", "cd"]
+    found = token_pieces.byte_pieces(tokenizer, encoded)
+    assert (found.pieces, found.bits, found.limit) == (["ab\\xff", "cd"], [], None)
+    assert token_pieces.piece_sizes(tokenizer, encoded) == [3, 2]
+
+
+def test_patches_have_the_entropies_that_made_them():
+    """Also those of a span that was cut: what comes before it is known to the model."""
+    data = b"the cat sat on the mat; the dog sat on the log; " * 40
+    tokenizer = byte_patch.fit([data], byte_patch.FitOptions(method="entropy", max_patch=0))
+    encoded = tokenizer.encode_batch([data])[0]
+    rest = Encoded(ids=encoded.ids[100:], patch_starts=encoded.patch_starts[100:])
+    found = token_pieces.byte_pieces(tokenizer, rest, encoded.ids[:100])
+    assert found.limit == pytest.approx(tokenizer.options.threshold, abs=1e-3)
+    assert len(found.bits) == len(found.pieces) > 20
+    assert min(found.bits[1:]) > found.limit - 0.01
+    alone = token_pieces.byte_pieces(tokenizer, rest)
+    assert alone.bits[0] != found.bits[0] and alone.bits[4:] == found.bits[4:]
+
+
+def test_pieces_are_bounded():
+    class Long:
+        modality = "text"
+
+        def decode(self, encoded: Encoded) -> str:
+            return "\u05d0" * 1_000_000
+
+    encoded = Encoded(ids=np.arange(700))
+    found = token_pieces.text_pieces(Long(), encoded)  # pyright: ignore
+    assert len(found.pieces) == 600 and found.note == "100 more tokens are not shown"
+    assert all(p.endswith("(... 999,600 more characters)") and len(p) < 500 for p in found.pieces)
 
 
 def test_varied_rows_show_what_is_rare():
@@ -272,6 +301,7 @@ def test_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         },
         "tokens": {"text": 4000, "image": 800},
         "resumed": [20],
+        "skipped": [],
         "alerts": ["Packed rows are only 50.0% filled; the rest is padding."],
     }
     assert cli.main(["inspect", str(run), "--html", str(tmp_path / "run.html")]) == 0

@@ -1,0 +1,19 @@
+/* Rows sorted by modality, in tasks of TOKENS rows. */
+#pragma once
+#include <stdint.h>
+
+enum { TOKENS = 64 };
+
+/* The modality of a row, and into `end` the first row of the next one. */
+static inline int64_t modality_of(const int64_t *counts, int64_t n, int64_t *end) {
+    int64_t m = 0;
+    for (*end = counts[0]; n >= *end; *end += counts[m]) m++;
+    return m;
+}
+
+/* total [size] of parts [G, size], always in the same order. */
+static inline void sum_parts(int64_t G, int64_t size, const float *restrict parts, float *restrict total) {
+    for (int64_t i = 0; i < size; i++) total[i] = 0.0f;
+    for (int64_t g = 0; g < G; g++)
+        for (int64_t i = 0; i < size; i++) total[i] += parts[g * size + i];
+}
