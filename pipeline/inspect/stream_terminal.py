@@ -76,7 +76,7 @@ def row_letters(runs: Sequence[Run], names: Sequence[str], width: int) -> list[t
         pairs, counts = np.unique(
             np.stack([kinds[some], documents[some]]), axis=1, return_counts=True
         )
-        kind, document = pairs[:, counts.argmax()].tolist()
+        kind, document = (int(x) for x in pairs[:, counts.argmax()])
         letter = "." if kind == PADDING else names[kind]
         cells.append((letter.lower() if document % 2 else letter, kind))
     return cells
