@@ -14,7 +14,7 @@ from plait.pipeline.inspect import row_bar
 from plait.pipeline.inspect.atlas import Atlas
 from plait.pipeline.inspect.charts import colour
 from plait.pipeline.inspect.content import Content, decode, note
-from plait.pipeline.inspect.markup import Markup, script_json, tag
+from plait.pipeline.inspect.markup import Markup, readable, script_json, tag
 from plait.pipeline.inspect.originals import Originals
 from plait.pipeline.inspect.row_spans import Piece, Places, encoded_piece, pieces, targets
 from plait.pipeline.rows import Rows
@@ -179,7 +179,8 @@ def varied_rows(modality_NT: np.ndarray, kept_NT: np.ndarray, count: int) -> lis
 
 def shortened(text: str) -> str:
     """A key or a path that a page has room for."""
-    return text if len(text) <= MOST_WORD else f"{text[:MOST_WORD]} ... ({len(text):,} characters)"
+    cut = f"{text[:MOST_WORD]} ... ({len(text):,} characters)"
+    return readable(text if len(text) <= MOST_WORD else cut)
 
 
 def _title(piece: Piece, first: int, whole: int) -> str:
@@ -188,4 +189,4 @@ def _title(piece: Piece, first: int, whole: int) -> str:
     tokens = "1 token" if n == 1 else f"{n:,} tokens"
     cut = f" ({first:,} to {first + n - 1:,} of {whole:,})" if n < whole else ""
     places = f"{piece.start:,}" if n == 1 else f"{piece.start:,} to {piece.stop - 1:,}"
-    return f"{piece.tokenizer.modality}, {tokens}{cut}, positions {places}"
+    return f"{shortened(piece.tokenizer.modality)}, {tokens}{cut}, positions {places}"
