@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 OPEN_SHARDS = 128
 MOST_IDS = 1 << 32
 """Of a tokenizer: ids have at most 32 bits."""
+MOST_LETTERS = 256
+"""Of a tokenizer's name, modality and fingerprint, which reports repeat."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -318,9 +320,10 @@ def _read_manifest(path: Path, where: str) -> dict:
 def tokenizer_info(entry: dict) -> TokenizerInfo:
     """A tokenizer's entry of `stream.json`; raises TypeError or ValueError."""
     info = TokenizerInfo(**entry)
-    words = (info.name, info.modality, info.fingerprint)
-    if not all(isinstance(word, str) and word for word in words):
-        raise ValueError(f"names, modality and fingerprint of a tokenizer are words, not {words!r}")
+    for field in ("name", "modality", "fingerprint"):
+        word = getattr(info, field)
+        if not isinstance(word, str) or not 1 <= len(word) <= MOST_LETTERS:
+            raise ValueError(f"a tokenizer's {field} is a word of 1 to {MOST_LETTERS} characters")
     if "/" in info.name or info.name.startswith("."):
         raise ValueError(f"impossible name of a tokenizer {info.name!r}")
     if type(info.vocab_size) is not int or not 1 <= info.vocab_size <= MOST_IDS:

@@ -158,14 +158,14 @@ def test_edited_manifest(
     for name, values in {
         "name": [SMALL["script"], "../text", "", 5, None, ["a"]],
         "vocab_size": ["<b>", -1, 0, 1.5, True, None, 10**30],
-        "modality": [7, None, ""],
+        "modality": [7, None, "", LARGE["word"]],
         "fingerprint": [7, {"a": 1}],
     }.items():
         for value in values:
             edit(**{name: value})
             assert cli.main(["inspect", str(stream), "--html", str(tmp_path / "p.html")]) == 2
             assert "stream.json" in capsys.readouterr().err
-    for value in (SMALL["handler"], SMALL["override"], SMALL["controls"], LARGE["word"]):
+    for value in (SMALL["handler"], SMALL["override"], SMALL["controls"], "w" * 256):
         edit(modality=value, fingerprint=value)
         file = write_page(stream, tmp_path / "page.html")
         with visit(browser, file, width=400, policy=False) as seen:
