@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.layers import truncated_normal
+from plait.models.plan import counted
 from plait.tokenizers.errors import ConfigError
 
 THRESHOLD_DECAY = 0.9
@@ -143,9 +144,9 @@ class Router(nn.Module):
             context.tally(f"{self.name}_taken/{group.m}", tally_E)
             context.note(f"{self.name}_load", taken_nE.sum(), n)
         if not self.training and not context.leaking:
-            expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)
-            counts = torch.bincount(expert_J, minlength=scores_nE.shape[1]).tolist()
-            return row_J, scores_nE[row_J, expert_J], counts
+            taken_nE = margin_nE > 0
+            expert_J, row_J = taken_nE.T.nonzero().unbind(1)
+            return row_J, scores_nE[row_J, expert_J], counted(taken_nE.sum(0))
         before, total = context.among(group.m)
         parts = context.order.by_row[group.m] if self.by_row else (total,)
         row_kE, lowest_LE = self._best(all_nE, parts)
