@@ -180,11 +180,8 @@ def _segments(counts: Sequence[int]) -> list[tuple[int, slice]]:
 
 
 def _check(x_ND: Tensor, w_MOD: Tensor, counts: tuple[int, ...]) -> None:
-    """In a compiled graph, where counts may come from the data, sums are checked at run time."""
-    message = f"counts {counts} for {len(x_ND)} rows and {len(w_MOD)} modalities"
-    if len(counts) != len(w_MOD):
-        raise ValueError(message)
-    if torch.compiler.is_compiling():
+    """In a graph, where counts may come from the data, their sum is checked when it runs."""
+    if torch.compiler.is_compiling() and len(counts) == len(w_MOD):
         torch._check(sum(counts) == len(x_ND))
-    elif sum(counts) != len(x_ND) or min(counts, default=0) < 0:
-        raise ValueError(message)
+    elif len(counts) != len(w_MOD) or sum(counts) != len(x_ND) or min(counts, default=0) < 0:
+        raise ValueError(f"counts {counts} for {len(x_ND)} rows and {len(w_MOD)} modalities")
