@@ -161,7 +161,8 @@ class Router(nn.Module):
             scores_nE = (group.logits_nE + own_nE).sigmoid()
             all_nE = all_nE + (own_nE if self.by_row else noise_nE)
             row_Ek, _ = self._best(all_nE, parts)
-        return _pairs(scores_nE, row_Ek - own.start, cut=n < len(all_nE))
+        row_Ek = row_Ek - own.start if own.start else row_Ek
+        return _pairs(scores_nE, row_Ek, cut=n < len(all_nE))
 
     def _best(self, logits_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Expert choice in each part of the tokens: rows [E, k], and each part's lowest scores.
@@ -173,7 +174,7 @@ class Router(nn.Module):
             n, experts = part_nE.shape
             taken = min(n, math.ceil(self.capacity * n / experts))
             row_Ek = (part_nE / EQUAL).round().T.topk(taken, dim=1).indices
-            rows.append(row_Ek + start)
+            rows.append(row_Ek + start if start else row_Ek)
             lowest += [part_nE.T.gather(1, row_Ek).amin(1).sigmoid()] if taken else []
             start += n
         return torch.cat(rows, 1), torch.stack(lowest) if lowest else logits_nE[:0]
