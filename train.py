@@ -20,13 +20,15 @@ from typing import Literal
 import torch
 
 from plait.models import flops
-from plait.models.decoder import Decoder, Losses
+from plait.models.decoder import Decoder
 from plait.models.device import find_device
+from plait.models.losses import Losses
 from plait.models.plan import Plan
 from plait.models.ranks import ALONE, Ranks
 from plait.models.training import initialise, optimizer, parallel, run_store, schedule, speed
 from plait.models.training.interrupt import Interrupt, Interrupted
 from plait.models.training.objective import Objective
+from plait.models.training.overview import overview
 from plait.models.training.run_config import RunConfig, read_config
 from plait.models.training.run_rows import rows_of
 from plait.models.training.saver import Saver
@@ -41,15 +43,6 @@ from plait.pipeline.trackers import Trackers
 from plait.pipeline.unigram import unigram_counts
 from plait.pipeline.vocabulary import Vocabulary
 from plait.tokenizers.errors import ConfigError
-
-MAY_CHANGE = (
-    *("steps", "data", "mixture.", "out", "log.", "guard.", "checkpoint.", "parallel."),
-    *("speed.", "validation.batches", "dry_run", "optimizer.cooldown"),
-)
-"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
-for a constant one (schedule.py), which may also be given its cooldown when the time comes; `data`
-may have moved (what it holds is compared by the loader's fingerprint), and another mixture holds
-from the step at which the run resumes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -256,20 +249,7 @@ class Run:
 
     def describe(self) -> str:
         """Parameters and FLOPs by modality, memory, and the data."""
-        c = self.config
-        sizes = flops.count_parameters(self.model)
-        per_token = flops.flops_per_token(self.model, c.rows.seq_len)
-        lines = [f"{c.preset or 'model'}: {sizes['total']:,} parameters on {self.device}"]
-        for name, active in sizes["active"].items():
-            lines.append(f"  {name:<7}{active:>13,} active {per_token[name]:>15,.0f} FLOPs a token")
-        lines.append(f"  {16 * sizes['total'] / 2**20:,.0f} MiB of weights and optimizer state")
-        step = c.rows.batch_size * c.rows.accumulate
-        lines.append(
-            f"  {len(self.loader.rows):,} rows of {c.rows.seq_len} an epoch, {step} a step"
-        )
-        if c.dry_run:
-            lines += [f"  {line}" for line in self.optimizer.describe()]
-        return "\n".join(lines)
+        return overview(self.config, self.model, self.optimizer, len(self.loader.rows))
 
     def _trackers(self) -> contextlib.AbstractContextManager[Trackers | None]:
         """Where figures go, on the first rank."""
@@ -287,9 +267,7 @@ class Run:
 
     def _open_folder(self) -> None:
         """Start a new run's folder, or take up the run that it holds."""
-        newest = self.ranks.of_first(
-            lambda: run_store.open_folder(self.folder, self.config, MAY_CHANGE)
-        )
+        newest = self.ranks.of_first(lambda: run_store.open_folder(self.folder, self.config))
         if newest is not None:
             self._load(newest)
             if self.ranks.first:

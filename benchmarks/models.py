@@ -27,9 +27,9 @@ from plait.kernels.rotary import rotate
 from plait.kernels.scan import selective_scan
 from plait.kernels.step_size import step_size
 from plait.models.attention import Attention
+from plait.models.block import Block
 from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.decoder import Block
 from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation
 from plait.models.mamba import Mamba

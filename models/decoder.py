@@ -9,7 +9,7 @@ The head runs only at positions with a target.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,16 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.kernels.cross_entropy import linear_cross_entropy
-from plait.models.attention import Attention, AttentionCache
-from plait.models.config import Channel, Mixer, ModelConfig
+from plait.models.block import Block, BlockCache
+from plait.models.config import ModelConfig
 from plait.models.context import Context
-from plait.models.depth import Depth, DepthCache
-from plait.models.experts import Experts
-from plait.models.feed_forward import FeedForward
 from plait.models.layers import ModalityNorm, rotation, truncated_normal
-from plait.models.mamba import Mamba, MambaCache
-from plait.models.memory import Memory
-from plait.models.memory_beside import MemoryBeside
+from plait.models.losses import Losses, summed
 from plait.models.plan import Order, Plan, prompt_batch
 from plait.models.ranks import ALONE
 from plait.models.recompute import run_again
@@ -38,26 +33,6 @@ from plait.tokenizers.errors import ConfigError
 
 VALUES = "values.weight"
 """Name of the memory's table among the parameters."""
-PARTS_WEIGHT = 0.1
-"""Of the parts' own losses: no other weight learns from them, and this keeps them from taking part
-in the gradient's norm."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Losses:
-    """Sums over a batch's targets, by the modality of the target."""
-
-    sum_M: Tensor
-    """Cross-entropy in nats, float32; its gradient also carries the z-loss."""
-    count_M: Tensor
-    """Targets, int64."""
-    statistics: dict[str, Tensor] = field(default_factory=dict)
-    """Scalars by name: `rms/output`, and what the parts note of themselves."""
-    tallies: dict[str, Tensor] = field(default_factory=dict)
-    """Counts by name, [layers, ...], float32."""
-
-
-BlockCache = AttentionCache | MambaCache | DepthCache
 
 
 @dataclass(eq=False)
@@ -76,71 +51,6 @@ class Cache:
         self.seen_BS = None if self.seen_BS is None else self.seen_BS[rows_B]
         for mixer in self.mixers:
             mixer.keep(rows_B)
-
-
-class Block(nn.Module):
-    """A sequence mixer and a channel mixer, each with its norm before or after it."""
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        mixer: Mixer,
-        channel: Channel,
-        modalities: int,
-        gain: float,
-        depth: bool = False,
-    ) -> None:
-        """`depth` says whether only some tokens pass it."""
-        super().__init__()
-        self.depth = Depth(config) if depth else None
-        self.post = config.norm == "post"
-        norms = modalities if "norm" in config.untie else 1
-        self.mixer_norm = ModalityNorm(config.dim, norms, config.norm_eps)
-        self.mixer = _MIXERS[mixer](config, modalities, gain)
-        self.channel = None
-        self.gated_after = channel == "experts" and self.post and config.gate_after_norm
-        if channel != "none":
-            self.channel_norm = ModalityNorm(config.dim, norms, config.norm_eps)
-            self.channel = _CHANNELS[channel](config, modalities, gain)
-
-    def forward(self, x_ND: Tensor, context: Context, cache: BlockCache | None = None) -> Tensor:
-        """[N, D] to [N, D], sorted; a cache takes in what later steps need."""
-        if self.depth is not None:
-            assert cache is None or isinstance(cache, DepthCache)
-            return self.depth(x_ND, context, self.mixer, cache, self._run)
-        if cache is None:
-            return self._run(x_ND, context)
-        return self._run(x_ND, context, lambda x, c: self.mixer(x, c, cache))
-
-    def start(self, batch_size: int, device: torch.device) -> BlockCache:
-        """An empty cache."""
-        if self.depth is not None:
-            return DepthCache([self.mixer.start(1, device) for _ in range(batch_size)])
-        return self.mixer.start(batch_size, device)
-
-    def step(self, x_BD: Tensor, context: Context, cache: BlockCache) -> Tensor:
-        """One position of each row, [B, D] sorted."""
-        if self.depth is not None:
-            assert isinstance(cache, DepthCache)
-            return self.depth.step(x_BD, context, self.mixer.step, cache, self._run)
-        return self._run(x_BD, context, lambda x, c: self.mixer.step(x, c, cache))
-
-    def _run(self, x_ND: Tensor, context: Context, mix=None) -> Tensor:
-        """The block itself, with its sequence mixer or `mix` in its place."""
-        x_ND = self._residual(x_ND, self.mixer_norm, mix or self.mixer, context)
-        return self._channel(x_ND, context)
-
-    def _channel(self, x_ND: Tensor, context: Context) -> Tensor:
-        if self.channel is None:
-            return x_ND
-        if self.gated_after:
-            return x_ND + self.channel(x_ND, context, self.channel_norm)
-        return self._residual(x_ND, self.channel_norm, self.channel, context)
-
-    def _residual(self, x_ND: Tensor, norm: ModalityNorm, part, context: Context, *more) -> Tensor:
-        if self.post:
-            return x_ND + norm(part(x_ND, context, *more), context.order)
-        return x_ND + part(norm(x_ND, context.order), context, *more)
 
 
 class Decoder(nn.Module):
@@ -220,17 +130,9 @@ class Decoder(nn.Module):
         x_JD = x_ND.index_select(0, context.order.rows(plan.target_rows_J))
         head = (self._head(), self.prior_V, plan.targets_J, self.config.z_loss)
         loss_J, partition_J = linear_cross_entropy(x_JD, *head)
-        sum_M = torch.stack([part.sum() for part in loss_J.split(plan.target_counts)])
         if self.config.z_loss:
             context.note("z_loss", partition_J.square().sum(), len(partition_J))
-        if context.losses:
-            targets = sum(n for (n,) in self.ranks.numbers([sum(plan.target_counts)]))
-            share = PARTS_WEIGHT * targets / len(sum_M)
-            own = share * torch.stack(context.losses).mean()
-            sum_M = sum_M + (own - own.detach())
-        count_M = torch.tensor(plan.target_counts, device=sum_M.device)
-        notes, tallies = context.means(), context.sums()
-        return Losses(sum_M=sum_M, count_M=count_M, statistics=notes, tallies=tallies)
+        return summed(loss_J, plan.target_counts, context)
 
     @torch.no_grad()
     def nats(self, batch: Batch) -> Tensor:
@@ -355,12 +257,3 @@ class Decoder(nn.Module):
         if "attention" not in self.config.mixers:
             return None
         return rotation(position_BT, self.config.head_dim, self.config.rope_theta)
-
-
-_MIXERS = {"attention": Attention, "mamba": Mamba}
-_CHANNELS = {
-    "ffn": FeedForward,
-    "experts": Experts,
-    "memory": Memory,
-    "ffn+memory": MemoryBeside,
-}

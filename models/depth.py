@@ -130,7 +130,9 @@ class Depth(nn.Module):
         if context.document_BT is None:
             real_J = torch.arange(len(x_ND), device=x_ND.device)
         else:
-            real_J = context.order.rows((context.document_BT.flatten() >= 0).nonzero().flatten())
+            real_N = context.document_BT.flatten() >= 0
+            flat_J1 = real_N.nonzero_static(size=sum(context.order.real))  # the device is not asked
+            real_J = context.order.rows(flat_J1.flatten())
         n = (len(real_J),)
         order = Order(counts=n, real=n, by_row=(n,))
         choice = self.router(take(x_ND, real_J), replace(context, order=order))

@@ -192,6 +192,14 @@ class Plan:
         return replace(self, **moved)
 
 
+def counted(count_M: Tensor) -> list[int]:
+    """Counts on the host; in a compiled graph they are symbols of sizes."""
+    counts = count_M.tolist()
+    for count in counts:
+        torch._check(count >= 0)
+    return counts
+
+
 def _targets(batch: Batch) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     rows_J = batch.loss_mask_BT.flatten().nonzero().squeeze(1)
     modality_J = batch.target_modality_BT.flatten()[rows_J].long()

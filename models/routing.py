@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 from plait.models.layers import truncated_normal
+from plait.models.plan import counted
 from plait.tokenizers.errors import ConfigError
 
 THRESHOLD_DECAY = 0.9
@@ -143,15 +144,15 @@ class Router(nn.Module):
             context.tally(f"{self.name}_taken/{group.m}", tally_E)
             context.note(f"{self.name}_load", taken_nE.sum(), n)
         if not self.training and not context.leaking:
-            expert_J, row_J = (margin_nE > 0).T.nonzero().unbind(1)
-            counts = torch.bincount(expert_J, minlength=scores_nE.shape[1]).tolist()
-            return row_J, scores_nE[row_J, expert_J], counts
+            taken_nE = margin_nE > 0
+            expert_J, row_J = taken_nE.T.nonzero().unbind(1)
+            return row_J, scores_nE[row_J, expert_J], counted(taken_nE.sum(0))
         before, total = context.among(group.m)
         parts = context.order.by_row[group.m] if self.by_row else (total,)
-        row_kE, lowest_LE = self._best(all_nE, parts)
+        row_Ek, lowest_LE = self._best(all_nE, parts)
         own = slice(0, n) if self.by_row else slice(before, before + n)
         if self.training and total:
-            taken_nE = torch.zeros_like(all_nE).scatter_(0, row_kE, 1.0)[own]
+            taken_nE = torch.zeros_like(all_nE).scatter_(0, row_Ek.T, 1.0)[own]
             self._learn(group, lowest_LE.detach(), taken_nE, margin_nE, context)
         if self.training and self.noise:
             noise_nE = all_nE.new_empty(total, all_nE.shape[1]).uniform_()  # the same on all ranks
@@ -159,11 +160,12 @@ class Router(nn.Module):
             own_nE = noise_nE[before : before + n]
             scores_nE = (group.logits_nE + own_nE).sigmoid()
             all_nE = all_nE + (own_nE if self.by_row else noise_nE)
-            row_kE, _ = self._best(all_nE, parts)
-        return _pairs(scores_nE, row_kE - own.start, cut=n < len(all_nE))
+            row_Ek, _ = self._best(all_nE, parts)
+        row_Ek = row_Ek - own.start if own.start else row_Ek
+        return _pairs(scores_nE, row_Ek, cut=n < len(all_nE))
 
     def _best(self, logits_nE: Tensor, parts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Expert choice in each part of the tokens: rows [k, E], and each part's lowest scores.
+        """Expert choice in each part of the tokens: rows [E, k], and each part's lowest scores.
 
         Logits that are closer than EQUAL count as equal, and places decide.
         """
@@ -171,11 +173,11 @@ class Router(nn.Module):
         for part_nE in logits_nE.split(parts):
             n, experts = part_nE.shape
             taken = min(n, math.ceil(self.capacity * n / experts))
-            row_kE = (part_nE / EQUAL).round().topk(taken, dim=0).indices
-            rows.append(row_kE + start)
-            lowest += [part_nE.gather(0, row_kE).amin(0).sigmoid()] if taken else []
+            row_Ek = (part_nE / EQUAL).round().T.topk(taken, dim=1).indices
+            rows.append(row_Ek + start if start else row_Ek)
+            lowest += [part_nE.T.gather(1, row_Ek).amin(1).sigmoid()] if taken else []
             start += n
-        return torch.cat(rows), torch.stack(lowest) if lowest else logits_nE[:0]
+        return torch.cat(rows, 1), torch.stack(lowest) if lowest else logits_nE[:0]
 
     def _margin(self, group: _Group, scores_nE: Tensor) -> Tensor:
         """Above 0 where an expert takes a token by the rule of inference, [n, E]."""
@@ -209,15 +211,15 @@ class Router(nn.Module):
         context.add_loss("auxiliary_router", loss / (total * taken_nE.shape[1]))
 
 
-def _pairs(scores_nE: Tensor, row_kE: Tensor, *, cut: bool) -> tuple[Tensor, Tensor, list[int]]:
+def _pairs(scores_nE: Tensor, row_Ek: Tensor, *, cut: bool) -> tuple[Tensor, Tensor, list[int]]:
     """Rows and gates by expert, and their counts; `cut` says that some rows are other ranks'."""
     n, experts = scores_nE.shape
     if not cut:
-        gate_kE = scores_nE.gather(0, row_kE)
-        return row_kE.T.flatten(), gate_kE.T.flatten(), [len(row_kE)] * experts
-    own_Ek = ((row_kE >= 0) & (row_kE < n)).T
+        gate_Ek = scores_nE.T.gather(1, row_Ek)
+        return row_Ek.flatten(), gate_Ek.flatten(), [row_Ek.shape[1]] * experts
+    own_Ek = (row_Ek >= 0) & (row_Ek < n)
     expert_J, place_J = own_Ek.nonzero().unbind(1)
-    row_J = row_kE[place_J, expert_J]
+    row_J = row_Ek[expert_J, place_J]
     return row_J, scores_nE[row_J, expert_J], own_Ek.sum(1).tolist()
 
 

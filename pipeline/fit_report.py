@@ -11,6 +11,7 @@ from typing import Self
 
 from plait.pipeline.fit_samples import FitSamples
 from plait.pipeline.progress import Progress
+from plait.pipeline.whole_file import write_whole
 from plait.tokenizers.base import Tokenizer
 
 PAGE = "report.html"
@@ -70,12 +71,11 @@ def save_fit(
     """The tokenizer's folder, without a page, in place of one that is there."""
     empty_folder(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_whole(out / "report.json", text)
     if samples.rejected:
         lines = [json.dumps(asdict(r)) + "\n" for r in samples.rejected.values()]
-        (out / "rejected.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(out / "rejected.jsonl", "".join(lines))
     tokenizer.save(out)
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Literal, Protocol, Self
 
 from plait.pipeline.line_file import LineFile
+from plait.pipeline.whole_file import write_whole
 from plait.tokenizers.errors import ConfigError
 
 Line = Mapping[str, float | int | None]
@@ -121,9 +122,7 @@ class Trackers:
             ) from error
 
     def _note(self) -> None:
-        new = self.folder / ".trackers.json.writing"
-        new.write_text(json.dumps(self._sent), encoding="utf-8")
-        new.replace(self.folder / "trackers.json")
+        write_whole(self.folder / "trackers.json", json.dumps(self._sent))
 
 
 class _Run(Protocol):

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
-from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
 from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
 from plait.pipeline.config import to_toml
-from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError, ResumeError
 from plait.train import Run
+
+from .runs import lines, weights
 
 NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
 SMALL = [
@@ -26,17 +26,6 @@ SMALL = [
 
 def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
     return read_config([preset, "--data", str(stream), "--out", str(out), *SMALL, *more])
-
-
-def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    newest = newest_checkpoint(run)
-    assert newest is not None
-    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
 
 
 def scheduled(preset: str, folder: Path) -> str:

@@ -2,36 +2,23 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from plait.models.checkpoint import newest_checkpoint
 from plait.models.training.names import modality_rows
 from plait.models.training.run_config import read_config
 from plait.pipeline import cli
-from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError
 from plait.train import Run
+
+from .runs import lines, weights
 
 SMALL = [
     *("--model.dim", "32", "--model.n-heads", "2", "--rows.seq-len", "256", "--device", "cpu"),
     *("--rows.batch-size", "2", "--steps", "6", "--log.every", "1", "--checkpoint.every", "2"),
     *("--validation.batches", "2", "--checkpoint.keep", "0"),
 ]
-
-
-def weights(run: Path, name: str = "model") -> dict[str, torch.Tensor]:
-    newest = newest_checkpoint(run)
-    assert newest is not None
-    return load_file(newest / f"{name}.safetensors")
-
-
-def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
 
 
 @pytest.fixture
@@ -77,7 +64,7 @@ def test_all_of_it_at_once_is_resumed_bit_equal(run_file, sample_run, tmp_path, 
         one, other = weights(whole, name), weights(cut, name)
         assert all(torch.equal(one[n], other[n]) for n in one)
     run = Run(read_config([run_file, "--out", str(whole), *SMALL]))
-    seed, now = weights(sample_run), weights(whole)
+    seed, now = weights(sample_run, "model"), weights(whole, "model")
     for name, owner in modality_rows(run.model).items():
         if not name.startswith(("blocks.3.", "blocks.0.")) and name != "prior_V":
             assert torch.equal(seed[name][owner == 0], now[name][owner == 0]), name
@@ -86,6 +73,7 @@ def test_all_of_it_at_once_is_resumed_bit_equal(run_file, sample_run, tmp_path, 
     assert fixed and all(torch.equal(seed[n], now[n]) for n in fixed)
     assert not {n for n in weights(whole, "optimizer") if n.startswith("blocks.0.")}
     assert [line["lr"] / 3e-3 for line in lines(whole)][:4] == pytest.approx([1, 1, 1, 1])
+    assert all(line["lr/norm"] == pytest.approx(line["lr"] / 3) for line in lines(whole))
     assert all(line["loss/bytes"] is None for line in lines(whole))
     assert any(line["loss/text"] for line in lines(whole))
     about = json.loads((whole / "environment.json").read_text())["init"]

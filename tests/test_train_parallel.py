@@ -1,6 +1,5 @@
 """Training on two gloo processes is training on one: losses to 1e-5 over 50 steps, by modality."""
 
-import json
 import os
 import socket
 import subprocess
@@ -14,8 +13,9 @@ import torch.multiprocessing as mp
 from plait.models.ranks import ALONE, Ranks
 from plait.models.training import parallel
 from plait.models.training.run_config import PRESETS, read_config
-from plait.pipeline.meters import TIMED
 from plait.train import Run
+
+from .runs import lines
 
 NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
 SMALL = [
@@ -51,11 +51,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
 
 
 def assert_same_curves(one: Path, other: Path) -> None:

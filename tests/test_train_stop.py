@@ -1,7 +1,6 @@
 """Runs that are told to stop, killed, or find no space go on as if nothing had been."""
 
 import errno
-import json
 import math
 import multiprocessing
 import os
@@ -15,15 +14,15 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
-from safetensors.torch import load_file
 
 from plait.models import tensor_files
 from plait.models.checkpoint import checkpoints, newest_checkpoint
 from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
-from plait.pipeline.meters import TIMED
 from plait.tokenizers.errors import ConfigError
 from plait.train import Run
+
+from .runs import lines, weights
 
 SMALL = [
     *(
@@ -43,17 +42,6 @@ SMALL = [
 
 def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
     return read_config([preset, "--data", str(stream), "--out", str(out), *SMALL, *more])
-
-
-def lines(run: Path) -> list[dict]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMED} for line in found]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    newest = newest_checkpoint(run)
-    assert newest is not None
-    return load_file(newest / "model.safetensors") | load_file(newest / "optimizer.safetensors")
 
 
 def assert_same(run: Path, whole: Path) -> None:

@@ -18,11 +18,13 @@ from plait.models.training.guard import Guard, GuardConfig
 from plait.models.training.norms import norms
 from plait.models.training.run_config import PRESETS, RunConfig, read_config
 from plait.pipeline import cli
-from plait.pipeline.meters import TIMED, progress_line, time_of_day
+from plait.pipeline.meters import progress_line, time_of_day
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
 from plait.tokenizers.errors import ConfigError, PlaitError
 from plait.train import Run
+
+from .runs import lines, read_lines
 
 NAMES = sorted(p.stem for p in PRESETS.glob("*.toml"))
 SMALL = [
@@ -34,14 +36,6 @@ SMALL = [
 
 def config(preset: str, stream: Path, out: Path, *more: str) -> RunConfig:
     return read_config([preset, "--data", str(stream), "--out", str(out), *SMALL, *more])
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def untimed(run: Path) -> list[dict]:
-    return [{k: v for k, v in x.items() if k not in TIMED} for x in read(run / "metrics.jsonl")]
 
 
 def state(run: Run) -> dict[str, torch.Tensor]:
@@ -87,7 +81,7 @@ def test_nothing_stays_of_a_batch_that_is_not_finite(preset, sample_stream, tmp_
     moved = state(run)
     assert not torch.equal(moved["head"], after["head"])
     assert all(tensor.isfinite().all() for tensor in moved.values())
-    (line,) = read(tmp_path / "skipped.jsonl")
+    (line,) = read_lines(tmp_path / "skipped.jsonl")
     assert line["step"] == 2
     assert line["reason"].startswith("the loss of ")
     assert run.step == 3
@@ -98,7 +92,7 @@ def test_a_skipped_batch_names_its_documents(sample_stream, tmp_path, poison, ca
     poison(range(3, 4))
     run = Run(config("dense", sample_stream, tmp_path, "--rows.accumulate", "2"))
     run.train()
-    (line,) = read(tmp_path / "skipped.jsonl")
+    (line,) = read_lines(tmp_path / "skipped.jsonl")
     assert (line["step"], line["micro_batches"]) == (2, [1])
     stream = Stream(sample_stream)
     expected = [
@@ -109,9 +103,9 @@ def test_a_skipped_batch_names_its_documents(sample_stream, tmp_path, poison, ca
     out = capsys.readouterr().out
     assert "step 2: skipped, the loss of" in out
     assert "  skipped 1  " in out.splitlines()[-3]
-    skipped = untimed(tmp_path)[1]
+    skipped = lines(tmp_path)[1]
     assert (skipped["loss"], skipped["grad_norm"], skipped["skipped"]) == (None, None, 1)
-    assert untimed(tmp_path)[-1]["skipped"] == 1
+    assert lines(tmp_path)[-1]["skipped"] == 1
 
 
 def test_bad_batches_in_a_row_end_the_run(sample_stream, tmp_path, poison, capsys):
@@ -120,12 +114,12 @@ def test_bad_batches_in_a_row_end_the_run(sample_stream, tmp_path, poison, capsy
     run = Run(config("dense", sample_stream, tmp_path, *words))
     with pytest.raises(PlaitError, match="step 5: 3 batches in a row were skipped") as error:
         run.train()
-    lines = read(tmp_path / "skipped.jsonl")
-    assert [line["step"] for line in lines] == [3, 4, 5]
-    assert lines[-1]["documents"][0]["key"] in str(error.value)
+    found = read_lines(tmp_path / "skipped.jsonl")
+    assert [line["step"] for line in found] == [3, 4, 5]
+    assert found[-1]["documents"][0]["key"] in str(error.value)
     assert "lower --optimizer.lr" in str(error.value)
     assert cli.main(["train", *_words(sample_stream, tmp_path, words)]) != 0
-    assert [line["step"] for line in read(tmp_path / "skipped.jsonl")] == [3, 4, 5]
+    assert [line["step"] for line in read_lines(tmp_path / "skipped.jsonl")] == [3, 4, 5]
     assert "3 batches in a row" in capsys.readouterr().err
 
 
@@ -140,7 +134,7 @@ def test_a_spike_is_skipped_and_a_resumed_run_judges_alike(sample_stream, tmp_pa
     words += ["--guard.deviations", "100"]
     whole = tmp_path / "whole"
     Run(config("moma", sample_stream, whole, *words)).train()
-    (line,) = read(whole / "skipped.jsonl")
+    (line,) = read_lines(whole / "skipped.jsonl")
     assert line["step"] == 10
     assert "deviations over its median" in line["reason"]
     assert {d["row"] for d in line["documents"]} == {18, 19}
@@ -150,8 +144,8 @@ def test_a_spike_is_skipped_and_a_resumed_run_judges_alike(sample_stream, tmp_pa
         for step in range(at + 1, 13):
             shutil.rmtree(cut / "checkpoints" / f"step-{step}")
         Run(config("moma", sample_stream, cut, *words)).train()
-        assert untimed(cut) == untimed(whole)
-        assert read(cut / "skipped.jsonl") == [line]
+        assert lines(cut) == lines(whole)
+        assert read_lines(cut / "skipped.jsonl") == [line]
         assert _saved(cut).keys() == _saved(whole).keys()
         assert all(torch.equal(tensor, _saved(cut)[k]) for k, tensor in _saved(whole).items())
 
@@ -219,9 +213,9 @@ def test_too_many_of_a_hundred_end_a_run():
 def test_norms_by_part_add_up(sample_stream, tmp_path):
     run = Run(config("mot", sample_stream, tmp_path))
     run.train()
-    lines = untimed(tmp_path)
+    logged = lines(tmp_path)
     parts = ("embedding", "head", "norm", "attention", "ffn")
-    for line in lines:
+    for line in logged:
         whole = sum(line[f"grad_norm/{part}"] ** 2 for part in parts) ** 0.5
         assert whole == pytest.approx(line["grad_norm"], rel=1e-4)
         for part in ("attention", "ffn"):  # untied throughout
@@ -231,13 +225,13 @@ def test_norms_by_part_add_up(sample_stream, tmp_path):
     last = {name: float(norm) for name, norm in norms(run.model).items()}
     found = sum(last[f"weight_norm/{part}"] ** 2 for part in parts)
     assert found == pytest.approx(weights, rel=1e-5)
-    assert all(lines[-1][f"rms/block_{i}"] > 0 for i in range(4))
+    assert all(logged[-1][f"rms/block_{i}"] > 0 for i in range(4))
 
 
 def test_loads_of_experts_and_depth(sample_stream, tmp_path):
     run = Run(config("moma_depth", sample_stream, tmp_path, "--log.every", "2"))
     run.train()
-    last = untimed(tmp_path)[-1]
+    last = lines(tmp_path)[-1]
     present = [m for m in run.vocabulary.modalities if f"experts/load/{m}" in last]
     assert "text" in present
     for m in present:
@@ -265,7 +259,7 @@ def test_tokens_and_epochs_of_each_stream(sample_stream, tmp_path):
     words = ("--data", str(sample_stream), str(sample_stream), "--mixture.weights", "3", "1")
     run = Run(config("memory", sample_stream, tmp_path, *words))
     run.train()
-    last = untimed(tmp_path)[-1]
+    last = lines(tmp_path)[-1]
     first, second = (last[f"epoch/stream_{i}"] for i in (0, 1))
     assert first == pytest.approx(3 * second) == pytest.approx(6 / run.loader.rows._plans[0].rows)
     assert last["stream_tokens/stream_0"] == round(first * run.loader.rows.epoch_tokens[0])
@@ -303,15 +297,15 @@ def test_trackers_get_the_same_figures_once(sample_stream, tmp_path, monkeypatch
     Run(config("dense", sample_stream, tmp_path / "run", *words)).train()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
     Run(config("dense", sample_stream, tmp_path / "run", *words, "--steps", "5")).train()
-    lines = read(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    found = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
     for fake in fakes.values():
         (project, name, resume, options), again = fake.began
         assert (project, name, resume, options) == again
         assert (project, resume, len(fake.ended)) == ("p", "allow", 2)
         assert [step for step, _ in fake.lines] == [1, 2, 3, 4, 5]
         assert fake.config["model"]["dim"] == 32
-        for line, (_, figures) in zip(lines, fake.lines, strict=True):
+        for line, (_, figures) in zip(found, fake.lines, strict=True):
             assert figures["loss"] == pytest.approx(line["loss"], rel=1e-3)
             assert figures.keys() == {k for k, v in line.items() if v is not None} - {"step"}
     assert fakes["wandb"].began[0][3]["mode"] == "offline"
@@ -372,5 +366,5 @@ def test_inspect_shows_the_figures(sample_stream, tmp_path, poison, capsys):
     assert "look: Batches skipped: 1; skipped.jsonl" in shown
     assert cli.main(["inspect", str(tmp_path / "run"), "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)["figures"]
-    last = read(tmp_path / "run" / "metrics.jsonl")[-1]
+    last = read_lines(tmp_path / "run" / "metrics.jsonl")[-1]
     assert {k: v for k, v in last.items() if v is not None}.items() <= figures.items()

@@ -33,7 +33,11 @@ from plait.tokenizers.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOptions:
-    """Evaluate a run on documents that it was not trained on, or on any others."""
+    """Evaluate a run on documents that it was not trained on, or on any others.
+
+    All of a document counts, also spans that the run reads and does not learn (`objective.mask`,
+    `objective.learn`), and so data without their column can be evaluated. The run's own
+    `validation/loss` counts what it learns."""
 
     run: Annotated[str, tyro.conf.Positional]
     """The run's folder (its newest checkpoint is taken), or one of its checkpoints."""

@@ -1,9 +1,10 @@
 """Loss by modality and bits per byte, over all documents of a stream or those that a run held out.
 
 The loss by modality counts what a run's `validation/loss` counts: every token but `<bos>`, markers
-and `<eos>` under text. Bits per byte are those of the text itself: the nats of its own tokens, no
-special ones, over ln 2 and the number of bytes that they decode to, so that runs with different
-tokenizers can be compared; for bytes likewise.
+and `<eos>` under text; but also spans that a run only reads (`objective.mask` and `learn`). Bits
+per byte are those of the text itself: the nats of its own tokens, no special ones, over ln 2 and
+the number of bytes that they decode to, so that runs with different tokenizers can be compared; for
+bytes likewise.
 """
 
 import math

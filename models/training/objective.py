@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from plait.models.decoder import Losses
+from plait.models.losses import Losses
 from plait.models.plan import Plan
 from plait.tokenizers.errors import ConfigError
 

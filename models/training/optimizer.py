@@ -24,7 +24,10 @@ from plait.tokenizers.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class GroupConfig:
-    """Numbers of the parameters whose names match; of several groups, the last one counts."""
+    """Numbers of the parameters whose names match; of several groups, the last one counts.
+
+    Where its rate differs from `lr`, it is logged as `lr/MATCH`.
+    """
 
     match: tuple[str, ...]
     lr: float | None = None
@@ -125,6 +128,14 @@ class Optimizer:
             )
         self.values_norm, self.clipped = 0.0, 1.0
         """The last norm of the memory values' gradient, and what `clip` made of the rest's."""
+        self.peaks = {
+            ",".join(group.match): group.lr
+            for group in config.groups
+            if group.lr is not None and group.lr != config.lr
+        }
+        """Peak learning rates that differ from `lr`, by what a group matches, and of the values."""
+        if self.table is not None:
+            self.peaks["values"] = self.numbers[VALUES][0]
         self._table_scale = 1.0
         self._forget()
 

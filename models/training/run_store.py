@@ -23,14 +23,24 @@ from plait.pipeline import config as toml
 from plait.pipeline.environment import describe_environment
 from plait.pipeline.stream import Stream
 from plait.pipeline.vocabulary import Vocabulary
+from plait.pipeline.whole_file import write_whole
 from plait.tokenizers.errors import ConfigError, ResumeError
 
+MAY_CHANGE = (
+    *("steps", "data", "mixture.", "out", "log.", "guard.", "checkpoint.", "parallel."),
+    *("speed.", "validation.batches", "dry_run", "optimizer.cooldown"),
+)
+"""Keys that a resumed run may be given anew: more `steps` stretch the learning-rate curve, but
+for a constant one (schedule.py), which may also be given its cooldown when the time comes; `data`
+may have moved (what it holds is compared by the loader's fingerprint), and another mixture holds
+from the step at which the run resumes."""
 
-def open_folder(folder: Path, config: RunConfig, may_change: Sequence[str]) -> Path | None:
+
+def open_folder(folder: Path, config: RunConfig) -> Path | None:
     """The newest checkpoint of the run in the folder, or None where one begins.
 
     Raises ConfigError where the folder holds something else, ResumeError where it holds a run whose
-    configuration differs in a key that does not start with one of `may_change`.
+    configuration differs in a key that does not start with one of MAY_CHANGE.
     """
     path = folder / "config.toml"
     if not path.is_file() and any(not f.name.endswith(".writing") for f in folder.glob("*")):
@@ -38,8 +48,8 @@ def open_folder(folder: Path, config: RunConfig, may_change: Sequence[str]) -> P
     folder.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         old = toml.build(RunConfig, toml.read_toml(path), str(path))
-        _check_same(folder, old, config, tuple(may_change))
-    _write(path, toml.to_toml(config))
+        _check_same(folder, old, config)
+    write_whole(path, toml.to_toml(config))
     saver.clear(folder)
     newest = checkpoint.newest_checkpoint(folder)
     if newest is None:
@@ -60,7 +70,7 @@ def describe(
     folder: Path, about: Mapping[str, object], streams: Sequence[Stream], vocabulary: Vocabulary
 ) -> None:
     """Write what a new run needs besides its checkpoints."""
-    _write(folder / "vocabulary.json", vocabulary.to_json())
+    write_whole(folder / "vocabulary.json", vocabulary.to_json())
     for stream in streams:
         for info in stream.tokenizers:
             name = vocabulary.name_of(info.fingerprint)
@@ -68,7 +78,7 @@ def describe(
             shutil.copytree(source, folder / "tokenizers" / name, dirs_exist_ok=True)
     data = {"data": {stream.url: stream.fingerprint for stream in streams}}
     environment = {**about, **data, **describe_environment()}
-    _write(folder / "environment.json", json.dumps(environment, indent=2))
+    write_whole(folder / "environment.json", json.dumps(environment, indent=2))
 
 
 def load(folder: Path, model: Decoder, optimizer: Optimizer) -> dict:
@@ -107,11 +117,11 @@ def _faults(folder: Path) -> list[str]:
     return list(dict.fromkeys(fault for own in found for fault in own))
 
 
-def _check_same(folder: Path, old: RunConfig, new: RunConfig, may_change: tuple[str, ...]) -> None:
+def _check_same(folder: Path, old: RunConfig, new: RunConfig) -> None:
     changed = [
         f"{name} was {before!r}, now {now!r}"
         for name, (before, now) in toml.differences(old, new).items()
-        if not name.startswith(may_change)
+        if not name.startswith(MAY_CHANGE)
     ]
     if changed:
         what = "; ".join(changed)
@@ -127,11 +137,4 @@ def _drop_lines_after(path: Path, step: int) -> None:
         with contextlib.suppress(json.JSONDecodeError):  # a line that was cut when the run died
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    _write(path, "".join(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, "".join(kept))

@@ -25,6 +25,7 @@ from plait.models import checkpoint, tensor_files
 from plait.models.decoder import Decoder
 from plait.models.training.optimizer import Optimizer
 from plait.pipeline.line_file import DISK_FAULTS
+from plait.pipeline.whole_file import write_whole
 from plait.tokenizers.errors import PlaitError
 
 
@@ -141,9 +142,7 @@ class Saver:
                 _remove(path)
         if ranked:
             best = {"checkpoint": ranked[0].name, "validation/loss": losses[ranked[0]]}
-            path = self.run / "checkpoints" / "best.json"
-            tensor_files.write_synced(path.with_name(".best.json.writing"), json.dumps(best))
-            path.with_name(".best.json.writing").replace(path)
+            write_whole(self.run / "checkpoints" / "best.json", json.dumps(best), synced=True)
 
 
 def clear(run: Path) -> None:

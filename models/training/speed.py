@@ -2,8 +2,9 @@
 
 `torch.compile` takes each block's parts around attention, and a Mamba block whole: no batch's
 documents are in their graphs, so a few graphs serve all batches (sizes are symbols from the second
-batch on). Attention's buckets on a CPU, blocks that only some tokens pass, and the head's
-cross-entropy stay as they are. In eval nothing is compiled: experts there ask the data for counts.
+batch on). Attention's buckets on a CPU, the choice of tokens that pass a block of depth, and the
+head's cross-entropy stay as they are. In eval nothing is compiled: experts there ask the data for
+counts, which only a graph of the whole pass can hold.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from plait.models.attention import Attention
-from plait.models.decoder import Block, Decoder
+from plait.models.block import Block
+from plait.models.decoder import Decoder
 from plait.models.recompute import in_own_context
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.models.decoder import VALUES, Decoder, Losses
+from plait.models.decoder import Decoder
+from plait.models.losses import Losses
 from plait.models.training.expert_loads import loads
 from plait.models.training.guard import Fault, Guard, GuardConfig
 from plait.models.training.norms import norms
@@ -103,10 +104,10 @@ class Watch:
         unclipped = {k: single[k] / self._clipped for k in self._norms if k.startswith("grad_")}
         found: Line = {**single, **unclipped}
         found |= loads(values, self.model, experts)
-        table, config = self.optimizer.table, self.optimizer.config
+        peaks, table = self.optimizer.peaks, self.optimizer.table
+        found |= {f"lr/{name}": lr * p / self.optimizer.config.lr for name, p in peaks.items()}
         if table is not None:
             found["memory_slots_ever_read"] = float((table.reads_R > 0).float().mean())
-            found["lr/values"] = lr * self.optimizer.numbers[VALUES][0] / config.lr
             if self._norms:
                 found["grad_norm/values"] = self.optimizer.values_norm
         self._means, self._tallies, self._norms = {}, {}, {}

@@ -48,7 +48,7 @@ def test_bfloat16_is_within_a_rounding_of_float32(width, outputs):
 def test_the_op_holds_together():
     x, w, b = (t.requires_grad_() for t in inputs((3, 0, 2), 4, 5))
     check_op(linear_op, (x, w, b, [3, 0, 2], "triton"))
-    check_op(weight_op, (torch.randn(5, 6), x.detach(), [3, 0, 2]))
+    check_op(weight_op, (torch.randn(5, 6), x.detach(), [3, 0, 2], "triton"))
 
 
 @interpreted

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from plait.models.attention import Attention
+from plait.models.block import Block
 from plait.models.config import ModelConfig
-from plait.models.decoder import Block
 from plait.models.experts import Experts
 from plait.models.feed_forward import FeedForward
 from plait.models.mamba import Mamba

@@ -7,8 +7,9 @@ from torch import nn
 
 from plait.kernels.attention import AttentionLayout
 from plait.models import checkpoint
+from plait.models.block import Block
 from plait.models.config import ModelConfig
-from plait.models.decoder import Block, Decoder
+from plait.models.decoder import Decoder
 from plait.models.depth import chosen
 from plait.models.flops import count_parameters, flops_per_token
 from plait.models.plan import Order, Plan

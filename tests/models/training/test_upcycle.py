@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from plait.models.checkpoint import newest_checkpoint
 from plait.models.config import ModelConfig
@@ -17,6 +16,7 @@ from plait.pipeline.config import build, read_toml
 from plait.tokenizers.errors import ConfigError
 from plait.train import Run
 
+from ...runs import weights
 from ..conftest import CONFIGS
 
 DENSE = ModelConfig(dim=32, n_layers=2, hidden_dim=48)
@@ -213,12 +213,6 @@ def dense_run(sample_stream, tmp_path_factory) -> Path:
     return out
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    newest = newest_checkpoint(run)
-    assert newest is not None
-    return load_file(newest / "model.safetensors")
-
-
 def state(run: Path) -> dict:
     newest = newest_checkpoint(run)
     assert newest is not None
@@ -306,7 +300,7 @@ def test_auxiliary_routers_are_trained_and_nothing_else(sample_stream, tmp_path,
     assert cli.main(["upcycle", str(run), "--out", str(out), *routers]) == 0
     before = agreement(out)
     assert cli.main(["train", str(out / "config.toml")]) == 0
-    old, new = weights(run), weights(out)
+    old, new = weights(run, "model"), weights(out, "model")
     assert all(torch.equal(value, new[name]) for name, value in old.items())
     assert {name.rpartition(".")[2] for name in new.keys() - old.keys()} == {
         "auxiliary_in",
