@@ -90,7 +90,7 @@ class Batch:
         """What a notebook shows: counts, and the first rows coloured by modality."""
         from plait.pipeline.inspect.notebook import batch_html
 
-        return batch_html(self)
+        return batch_html(self)  # pyright: ignore[reportArgumentType]
 
     def _map(self, function) -> Self:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}

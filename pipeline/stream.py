@@ -235,7 +235,7 @@ class Stream:
         """What a notebook shows: counts, and the spans of the first documents."""
         from plait.pipeline.inspect.notebook import stream_html
 
-        return stream_html(self)
+        return stream_html(self)  # pyright: ignore[reportArgumentType]
 
     def _info(self, name: str) -> TokenizerInfo:
         for info in self.tokenizers:
