@@ -1,7 +1,6 @@
 """Continuous latents through the command line: fit, shard, stream, inspect, packed rows."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from PIL import Image
 
 from plait.pipeline import cli
-from plait.pipeline.inspect import batch_view
+from plait.pipeline.inspect import row_spans
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Document, Span, Stream
 from plait.tokenizers.base import load_tokenizer
@@ -113,6 +112,5 @@ def test_a_page_tells_pictures_of_one_document_apart():
         for i in range(3)
     ]
     document = Document(key="a", spans=tuple(spans), metadata={}, source="")
-    shown: Counter[bytes] = Counter()
-    found = [batch_view._whole_span(document, "image", ids, None, shown) for _ in range(3)]
+    found = [row_spans.encoded_piece(document, row_spans.Within(i, 0), ids) for i in range(3)]
     assert [e.latents[0, 0] for e in found if e.latents is not None] == [0, 1, 2]
