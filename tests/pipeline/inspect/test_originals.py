@@ -142,7 +142,7 @@ def test_originals_stand_in_the_page_unless_they_are_not_wanted(stream: Path):
     assert page.read_text().count('"original":') == 7
     assert cli.main(["inspect", str(stream), "--html", str(page), "--no-originals"]) == 0
     words = page.read_text()
-    assert '"original":' not in words and "originals are not at hand" not in words
+    assert '"original":' not in words and "originals were found" not in words
 
 
 def test_time_is_bounded(stream: Path, monkeypatch: pytest.MonkeyPatch):
