@@ -65,7 +65,7 @@ def test_what_is_only_read_is_no_target(held_out, sample_run, tmp_path):
     text = vocabulary.modality_of(tokens) == 0
     assert np.isnan(nats[text & (tokens >= len(vocabulary.specials))]).all()
     assert np.isfinite(nats[~text]).sum() == np.isfinite(held_out.nats(few)[~text]).sum() > 0
-    run = changed(sample_run, tmp_path / "all", "share = 0.05", "share = 0.0")
+    run = changed(sample_run, tmp_path / "all", "share = 0.2", "share = 0.0")
     assert not HeldOut.open(run).apart
 
 
