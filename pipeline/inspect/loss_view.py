@@ -38,9 +38,20 @@ HIGHEST = 5
 class HeldOut(Protocol):
     """What `models/evaluation/token_losses.py` opens."""
 
-    step: int
-    apart: bool
-    rows: Rows
+    @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        ...
+
+    @property
+    def apart(self) -> bool:
+        """Whether the rows were held out."""
+        ...
+
+    @property
+    def rows(self) -> Rows:
+        """What the run validates on."""
+        ...
 
     def tokenizer(self, name: str) -> Tokenizer:
         """One of the run's tokenizers."""
