@@ -161,10 +161,10 @@ def transition_facts(report: StreamReport) -> dict[str, dict[str, int]]:
 
 
 def shard_facts(report: StreamReport) -> Iterator[dict[str, str | int]]:
-    """A row for each shard and modality that it holds, as `--parquet` writes them."""
+    """A row for each shard and modality that it holds; not where the stream lies."""
     for shard, info, numbers in shard_rows(report.part, report.counts):
-        values = (report.stream.url, shard, info.modality, info.name, *numbers)
-        yield dict(zip(PARQUET_COLUMNS, values, strict=True))
+        values = (shard, info.modality, info.name, *numbers)
+        yield dict(zip(PARQUET_COLUMNS[1:], values, strict=True))
 
 
 def write_parquet(report: StreamReport, file: str | Path) -> None:
@@ -176,7 +176,7 @@ def write_parquet(report: StreamReport, file: str | Path) -> None:
         raise ConfigError("--parquet needs pyarrow: pip install 'plait[parquet]'") from None
     columns: dict[str, list[str | int]] = {name: [] for name in PARQUET_COLUMNS}
     for row in shard_facts(report):
-        for name, value in row.items():
+        for name, value in {"stream": report.stream.url, **row}.items():
             columns[name].append(value)
     types = [pyarrow.string()] * 4 + [pyarrow.int64()] * 3
     schema = pyarrow.schema(list(zip(PARQUET_COLUMNS, types, strict=True)))
