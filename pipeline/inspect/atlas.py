@@ -2,7 +2,7 @@
 
 A code is decoded in a 3 by 3 field of itself, of which the middle is shown: of plain patches that
 is the patch, of a network what it makes of the code among its like. Of residual codes, the other
-levels are at their most used. The picture is bounded in tiles and in size.
+levels are at their most used, or at 0. The picture is bounded in tiles and in size.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,8 @@ class Atlas:
         """What is shown."""
         few = f" The first {len(self.codes):,} are shown." if len(self.codes) < self.total else ""
         field = "Each is the middle of what a 3 by 3 field of the code decodes to"
-        field += ", the other levels at their most used." if self.levels > 1 else "."
+        others = "their most used" if self.counts else "code 0"
+        field += f", the other levels at {others}." if self.levels > 1 else "."
         if not self.counts:
             return f"Each of the {self.total:,} codes, by id.{few} {field}"
         never = self.total - self.used

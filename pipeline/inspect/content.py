@@ -28,7 +28,8 @@ def decode(tokenizer: Tokenizer, encoded: Encoded, before: np.ndarray = NOTHING)
     """What the page shows for tokens, by what they decode to; `before` as in `pieces_of`."""
     if tokenizer.modality in ("text", "bytes"):
         pieces = asdict(pieces_of(tokenizer, encoded, before))
-        return {"kind": "tokens", **{name: value for name, value in pieces.items() if value}}
+        tokens: Content = {"kind": "tokens"}
+        return tokens | {name: value for name, value in pieces.items() if value}
     if not getattr(tokenizer, "decodes", True):
         return note("its tokenizer does not decode")
     shown = show(tokenizer.decode(encoded))

@@ -8,12 +8,15 @@ import pytest
 from PIL import Image
 
 from plait.pipeline import cli
-from plait.pipeline.inspect import row_spans
+from plait.pipeline.block import EncodedDocument
+from plait.pipeline.inspect.row_spans import Places, encoded_piece, pieces
 from plait.pipeline.rows import Rows
-from plait.pipeline.stream import Document, Span, Stream
-from plait.tokenizers.base import load_tokenizer
+from plait.pipeline.stream import Span, Stream
+from plait.tokenizers.base import Encoded, load_tokenizer
 from plait.tokenizers.errors import SampleError
 from plait.tokenizers.image import KLAutoencoder
+
+from .made_stream import write_stream
 
 COUNT = 24
 OPTIONS = ["--method", "kl", "--size", "16", "--stride", "4", "--channels", "3"]
@@ -105,12 +108,21 @@ def test_packed_rows_hold_places_alone(folder: Path):
         tokenizer.decode(Span(name="image", modality="image", ids=ids, width=4).encoded)
 
 
-def test_a_page_tells_pictures_of_one_document_apart():
-    ids = np.zeros(4, np.int64)
-    spans = [
-        Span(name="image", modality="image", ids=ids, width=2, latents=np.full((4, 1), i))
-        for i in range(3)
+def test_a_page_tells_pictures_of_one_document_apart(tmp_path: Path):
+    """All have the same ids, so their place says which is which."""
+    pictures = [
+        Encoded(ids=np.zeros(4, np.int64), width=2, latents=np.full((4, 1), i)) for i in range(3)
     ]
-    document = Document(key="a", spans=tuple(spans), metadata={}, source="")
-    found = [row_spans.encoded_piece(document, row_spans.Within(i, 0), ids) for i in range(3)]
-    assert [e.latents[0, 0] for e in found if e.latents is not None] == [0, 1, 2]
+    made = EncodedDocument(key="a", metadata={}, spans=[(1, picture) for picture in pictures])
+    stream = write_stream(tmp_path, [[made]])
+    rows = Rows(stream, seq_len=32)
+    document = stream.document(0)
+    places = Places(rows[0], rows.vocabulary, [document])
+    found = [
+        encoded_piece(document, places.within(piece), np.zeros(len(piece), np.int64)).latents
+        for piece in pieces(rows[0], rows.vocabulary)
+        if piece.tokenizer is not None
+    ]
+    assert [latents[:, 0].tolist() for latents in found if latents is not None] == [
+        [float(i)] * 4 for i in range(3)
+    ]

@@ -244,11 +244,12 @@ def test_patches_have_the_entropies_that_made_them():
     data = b"the cat sat on the mat; the dog sat on the log; " * 40
     tokenizer = byte_patch.fit([data], byte_patch.FitOptions(method="entropy", max_patch=0))
     encoded = tokenizer.encode_batch([data])[0]
+    assert encoded.patch_starts is not None
     rest = Encoded(ids=encoded.ids[100:], patch_starts=encoded.patch_starts[100:])
     found = token_pieces.byte_pieces(tokenizer, rest, encoded.ids[:100])
     assert found.limit == pytest.approx(tokenizer.options.threshold, abs=1e-3)
     assert len(found.bits) == len(found.pieces) > 20
-    assert min(found.bits[1:]) > found.limit - 0.01
+    assert found.limit is not None and min(found.bits[1:]) > found.limit - 0.01
     alone = token_pieces.byte_pieces(tokenizer, rest)
     assert alone.bits[0] != found.bits[0] and alone.bits[4:] == found.bits[4:]
 

@@ -20,6 +20,8 @@ from plait.pipeline.stream import Stream
 from plait.tokenizers import image, speech, text
 from plait.tokenizers.media import read_audio, read_image
 
+ORIGINAL = '"original":{'
+
 
 @pytest.fixture(scope="module")
 def tokenizers(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -114,8 +116,7 @@ def test_of_a_cut_sound_the_part_is_shown(stream: Path):
     assert whole is not None and part is not None
     rest = samples(whole)[-len(samples(part)) :]
     assert len(samples(part)) == pytest.approx(len(samples(whole)) * (1 - half / n), abs=3)
-    apart = np.abs(rest - samples(part))  # the cut's edge rings in the resampling
-    assert len(apart) > 2000 and apart[100:].max() < 2e-4 and apart.max() < 0.02
+    assert np.abs(rest - samples(part))[200:-200].max() < 2e-3 < np.abs(rest).max()  # but for edges
 
 
 def test_other_contents_under_the_same_name_are_not_shown(stream: Path):
@@ -132,17 +133,16 @@ def test_without_sources_pixels_stand_alone(stream: Path):
     page = stream.parent / "page.html"
     assert cli.main(["inspect", str(stream), "--html", str(page)]) == 0
     words = page.read_text()
-    assert "The originals are not at hand" in words and '"original":' not in words
+    assert "The originals are not at hand" in words and ORIGINAL not in words
     assert '"kind":"image"' in words and '"kind":"audio"' in words
 
 
 def test_originals_stand_in_the_page_unless_they_are_not_wanted(stream: Path):
     page = stream.parent / "page.html"
     assert cli.main(["inspect", str(stream), "--html", str(page)]) == 0
-    assert page.read_text().count('"original":') == 7
+    assert page.read_text().count(ORIGINAL) == 7
     assert cli.main(["inspect", str(stream), "--html", str(page), "--no-originals"]) == 0
-    words = page.read_text()
-    assert '"original":' not in words and "originals were found" not in words
+    assert ORIGINAL not in page.read_text() and "originals were" not in page.read_text()
 
 
 def test_time_is_bounded(stream: Path, monkeypatch: pytest.MonkeyPatch):
