@@ -25,6 +25,7 @@ from plait.kernels.product_keys import product_key_topk, reference
 from plait.models.config import ModelConfig
 from plait.models.decoder import Decoder
 from plait.models.training.optimizer import Optimizer, OptimizerConfig
+from plait.models.training.speed import keep_freed_memory
 from plait.models.values import TableOptimizer, ValueTable
 from plait.pipeline.batch import Batch
 from plait.pipeline.tables import make_console, print_table
@@ -98,7 +99,9 @@ def main(options: Options) -> int:
 
 
 def whole_step(options: Options, power: int) -> float:
-    """Median CPU milliseconds of forward, backward and optimizer step."""
+    """Median CPU milliseconds of forward, backward and optimizer step; freed memory is kept, as in
+    training."""
+    keep_freed_memory()
     names = (("text", 4096), ("image", 1024))
     infos = [
         TokenizerInfo(name=name, modality=name, vocab_size=size, fingerprint=name)
