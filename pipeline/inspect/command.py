@@ -158,8 +158,9 @@ def inspect_stream(path: str | Path, options: InspectOptions) -> None:
     if options.parquet:
         write_parquet(report, options.parquet)
     if options.html:
-        view = stream_view(report.part, options)
-        if view is not None:
+        view = None
+        if report.packed is not None:
+            view = stream_view(report.part, report.packed.seq_len, options)
             view.atlases = stream_atlases(report.part, report.counts.modalities)
         body = stream_page.sections(report, view)
         write_page(options.html, f"Stream {Path(path).resolve().name}", body, report.alerts, view)
@@ -194,21 +195,15 @@ def inspect_mixture(options: InspectOptions) -> None:
     print_alerts(console, report.alerts, options.html)
 
 
-def stream_view(stream: Stream, options: InspectOptions, most: int = 1 << 16) -> "BatchView | None":
-    """A packed batch; rows are made longer where a picture does not fit in them."""
-    seq_len = options.seq_len
+def stream_view(stream: Stream, seq_len: int, options: InspectOptions) -> "BatchView":
+    """A packed batch, of the rows that were found to serve (packed_rows.py)."""
     from plait.pipeline.inspect.batch_view import BatchView
     from plait.pipeline.learned import Learned
     from plait.pipeline.rows import Rows
 
-    while stream.documents and seq_len <= most:
-        try:
-            learned = Learned(mask=options.mask, learn=options.learn)
-            rows = Rows(stream, seq_len=seq_len, learned=learned)
-            return BatchView(rows, stream.tokenizer, originals=options.originals)
-        except ConfigError:
-            seq_len *= 2
-    return None
+    learned = Learned(mask=options.mask, learn=options.learn)
+    rows = Rows(stream, seq_len=seq_len, learned=learned)
+    return BatchView(rows, stream.tokenizer, originals=options.originals)
 
 
 def stream_atlases(stream: Stream, statistics: "Mapping[str, ModalityStatistics]") -> "list[Atlas]":

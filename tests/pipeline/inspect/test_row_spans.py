@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from plait.pipeline import cli
 from plait.pipeline.inspect import batch_view
 from plait.pipeline.inspect.batch_view import BatchView
 from plait.pipeline.inspect.row_spans import Places, encoded_piece, pieces, targets
@@ -95,3 +96,13 @@ def test_very_many_and_very_long_documents_keep_the_page_small(tmp_path: Path):
     assert len(str(view.page_data)) + len(view.markup) < 1_000_000
     keys = [d["key"] for row in view.data for d in row]
     assert max(len(str(key)) for key in keys) < 250
+
+
+def test_a_mask_of_no_modality_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A row that is too short for a picture is not; it is made longer."""
+    random_stream(tmp_path / "s", documents=30)
+    page = tmp_path / "p.html"
+    command = ["inspect", str(tmp_path / "s"), "--html", str(page)]
+    assert cli.main([*command, "--mask", "smell"]) == 2
+    assert "no modality 'smell'" in capsys.readouterr().err and not page.exists()
+    assert cli.main([*command, "--seq-len", "4"]) == 0 and "A packed batch" in page.read_text()
