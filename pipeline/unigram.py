@@ -32,8 +32,9 @@ def _count(stream: Stream, vocabulary: Vocabulary) -> np.ndarray:
     spans = np.zeros(len(stream.tokenizers), np.int64)
     for block in _some_blocks(stream):
         spans += _count_block(block, [info.name for info in stream.tokenizers], codes)
-    counts[[BOS, EOS]] = stream.documents * int(codes.total().sum()) / max(1, stream.tokens)
-    pieces = np.split(codes.total(), codes.starts[1:])
+    total = codes.total()
+    counts[[BOS, EOS]] = stream.documents * int(total.sum()) / max(1, stream.tokens)
+    pieces = np.split(total, codes.starts[1:])
     for info, piece, number in zip(stream.tokenizers, pieces, spans, strict=True):
         name = vocabulary.name_of(info.fingerprint)
         start = vocabulary.start(name)

@@ -23,6 +23,7 @@ from plait.models.evaluation.perplexity import Documents, evaluate
 from plait.models.evaluation.recall import Recall, evaluate_questions, is_questions, read_questions
 from plait.models.generation.generate import find_checkpoint, load_tokenizers
 from plait.models.training.run_config import RunConfig
+from plait.models.training.run_store import trained_on_streams
 from plait.pipeline import config as toml
 from plait.pipeline.progress import Progress
 from plait.pipeline.remote import is_url
@@ -123,7 +124,7 @@ class Evaluation:
     def of_stream(self, stream: Stream, *, held_out: bool = False) -> StreamResult:
         """Loss by modality, bits per byte, and pairs."""
         c, options = self.config, self.options
-        trained_on = stream.fingerprint in self._trained_on()
+        trained_on = stream.fingerprint in trained_on_streams(self.folder)
         if held_out and not (trained_on and c.validation.share and not c.validation.data):
             why = "the run held nothing out" if trained_on else "the run was not trained on it"
             raise ConfigError(f"{stream.url}: {why}; without --held-out all of it is evaluated")
@@ -164,14 +165,6 @@ class Evaluation:
                 batch_size=options.batch,
                 done=bar.advance,
             )
-
-    def _trained_on(self) -> set[str]:
-        """Fingerprints of the run's streams."""
-        path = self.folder / "environment.json"
-        try:
-            return set(json.loads(path.read_text(encoding="utf-8"))["data"].values())
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error!r}") from None
 
 
 def main(argv: Sequence[str]) -> int:

@@ -4,7 +4,6 @@ On the CPU and in float32, causal for every model, from the newest checkpoint. A
 cost is mostly that of reading the weights.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from plait.models.checkpoint import load, newest_checkpoint
 from plait.models.decoder import Decoder
 from plait.models.training.run_config import RunConfig
 from plait.models.training.run_rows import rows_of
+from plait.models.training.run_store import trained_on_streams
 from plait.pipeline import config as toml
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Stream
@@ -77,11 +77,7 @@ class HeldOut:
 
 def _streams(config: RunConfig, folder: Path) -> list[Stream]:
     """The streams that a run was trained on; ConfigError if one is another by now."""
-    path = folder / "environment.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))["data"].values()
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error!r}") from None
+    known = trained_on_streams(folder)
     streams = [Stream(place) for place in config.data]
     for stream in streams:
         if stream.fingerprint not in known:

@@ -81,6 +81,15 @@ def describe(
     write_whole(folder / "environment.json", json.dumps(environment, indent=2))
 
 
+def trained_on_streams(folder: Path) -> set[str]:
+    """Fingerprints of the streams that a run was begun with; ConfigError if that cannot be read."""
+    path = folder / "environment.json"
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8"))["data"].values())
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from None
+
+
 def load(folder: Path, model: Decoder, optimizer: Optimizer) -> dict:
     """Put back the weights and moments of a checkpoint; what was given to `save` as its state.
 

@@ -16,13 +16,12 @@ from plait.pipeline.inspect.charts import colour
 from plait.pipeline.inspect.content import Content, decode, note
 from plait.pipeline.inspect.markup import Markup, readable, script_json, tag
 from plait.pipeline.inspect.originals import Originals
+from plait.pipeline.inspect.packed_rows import varied
 from plait.pipeline.inspect.row_spans import Piece, Places, encoded_piece, pieces, targets
 from plait.pipeline.rows import Rows
 from plait.pipeline.stream import Document
 from plait.tokenizers.base import Tokenizer
 from plait.tokenizers.errors import PlaitError
-
-__all__ = ["BatchView", "Piece", "pieces", "varied_rows"]
 
 MEDIA_BYTES = 1_000_000
 """Most characters of texts, pictures and sounds in one page."""
@@ -167,14 +166,7 @@ def varied_rows(modality_NT: np.ndarray, kept_NT: np.ndarray, count: int) -> lis
     """Numbers of rows, rising, that together show much of every modality, so the rare ones too."""
     tokens_NM = np.stack([((modality_NT == m) & kept_NT).sum(1) for m in range(256)], 1)
     tokens_NM = tokens_NM[:, tokens_NM.any(0)].astype(np.float64)
-    chosen: list[int] = []
-    so_far_M = np.zeros(tokens_NM.shape[1])
-    while len(chosen) < min(count, len(tokens_NM)):
-        gain_N = np.sqrt(so_far_M + tokens_NM).sum(1)
-        gain_N[chosen] = -1
-        chosen.append(int(gain_N.argmax()))
-        so_far_M += tokens_NM[chosen[-1]]
-    return sorted(chosen)
+    return varied(tokens_NM, count)
 
 
 def shortened(text: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -202,10 +201,9 @@ def _code_use(sides: Sequence[Side], name: str) -> Markup:
         s = side.statistics.get(name)
         if s is None or not s.tokens:
             continue
-        share = np.sort(s.code_counts)[::-1] / s.tokens
-        at = np.unique(np.linspace(0, len(share) - 1, 200).astype(int))
-        x = 100 * (at + 1) / len(share)
-        lines.append(Line(name=letter, x=x, y=100 * share[at], colour=colour(name), dash=dash))
+        x, y = s.use_curve()
+        y = 100 * (y / s.tokens)
+        lines.append(Line(name=letter, x=x, y=y, colour=colour(name), dash=dash))
     label = "share of the vocabulary, %"
     return line_chart(lines, x_label=label, y_label="% of the tokens", log_y=True)
 

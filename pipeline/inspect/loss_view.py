@@ -18,10 +18,11 @@ from typing import Protocol
 import numpy as np
 
 from plait.pipeline.inspect import page, row_bar
-from plait.pipeline.inspect.batch_view import BatchView, Piece, pieces
+from plait.pipeline.inspect.batch_view import BatchView
 from plait.pipeline.inspect.content import piece_sizes
 from plait.pipeline.inspect.heat import LEVELS, level, ramp
 from plait.pipeline.inspect.markup import Markup, tag
+from plait.pipeline.inspect.row_spans import Piece, pieces
 from plait.pipeline.row import Row
 from plait.pipeline.rows import Rows
 from plait.pipeline.tables import printable

@@ -45,7 +45,7 @@ def batch_html(batch: "Batch") -> str:
     documents = (batch.document_BT.max(1).values + 1).sum() if seq_len else 0
     totals["documents"] = f"{int(documents):,}"
     totals |= {"step": f"{batch.step:,}"} if batch.step >= 0 else {}
-    header, counts = _batch_counts(batch)
+    tokens, header, counts = _batch_counts(batch)
     first = _first_rows(batch)
     bars: dict[int, list[Drawn]] = {row: [] for row in range(len(first.tokens_BT))}
     for row, start, stop, modality, document in first.spans():
@@ -55,19 +55,19 @@ def batch_html(batch: "Batch") -> str:
         bars[row].append(Drawn(n=stop - start, modality=name, title=title, tint=document % 3))
     note = f"The first {len(bars)} of {rows:,} rows; tint is the document, markers count as text."
     drawn = [_row(str(row), _bounded(bar)) for row, bar in bars.items()]
-    return _fragment("Batch", totals, header, counts, note, drawn)
+    return _fragment("Batch", totals, tokens, header, counts, note, drawn)
 
 
-def _batch_counts(batch: "Batch") -> tuple[list[str], list[list[str]]]:
-    """Header and rows: tokens by their modality, targets by theirs."""
+def _batch_counts(batch: "Batch") -> tuple[dict[str, int], list[str], list[list[str]]]:
+    """Tokens by their modality; header and rows of these, and of targets by theirs."""
     masks_MBT, target_BT = batch.modality_masks, batch.target_modality_BT
     total = max(int((~batch.padding_BT).sum()), 1)
+    tokens = {name: int(masks_MBT[m].sum()) for m, name in enumerate(batch.modalities)}
     rows = []
-    for m, name in enumerate(batch.modalities):
-        tokens = int(masks_MBT[m].sum())
+    for m, (name, n) in enumerate(tokens.items()):
         targets = int((batch.loss_mask_BT & (target_BT == m)).sum())
-        rows.append([name, f"{tokens:,}", f"{tokens / total:.1%}", f"{targets:,}"])
-    return ["Modality", "Tokens", "Share", "Targets"], rows
+        rows.append([name, f"{n:,}", f"{n / total:.1%}", f"{targets:,}"])
+    return tokens, ["Modality", "Tokens", "Share", "Targets"], rows
 
 
 def _first_rows(batch: "Batch") -> "Batch":
@@ -98,7 +98,8 @@ def stream_html(stream: "Stream") -> str:
         rows.append([info.modality, *counts, info.fingerprint[:12]])
     header = ["Modality", "Tokens", "Share", "Spans", "Vocabulary", "Fingerprint"]
     drawn, note = _first_documents(stream)
-    return _fragment("Stream", totals, header, rows, note, drawn)
+    shown = {info.modality: tokens[info.modality] for info in stream.tokenizers}
+    return _fragment("Stream", totals, shown, header, rows, note, drawn)
 
 
 def _first_documents(stream: "Stream") -> tuple[list[Markup], str]:
@@ -148,18 +149,18 @@ def _row(name: str, bar: list[Drawn]) -> Markup:
 def _fragment(
     title: str,
     totals: dict[str, str],
+    tokens: dict[str, int],
     header: list[str],
     counts: list[list[str]],
     note: str,
     drawn: list[Markup],
 ) -> str:
-    shares = [(row[0], int(row[1].replace(",", ""))) for row in counts]
     return tag(
         "div",
         tag("style", _style()),
         tag("div", title, class_="title"),
         page.facts(totals),
-        stacked_bar([(name, n) for name, n in shares if n]),
+        stacked_bar([(name, n) for name, n in tokens.items() if n]),
         page.table(header, counts, swatches=True),
         tag("p", note, class_="quiet"),
         tag("div", *drawn, class_="rows"),

@@ -106,19 +106,17 @@ def split(stream: Stream, counts: StreamCounts, *, seed: int, share: float) -> t
 
 def shared(validation: Sequence[Part], training: Sequence[Part]) -> Shared:
     """Documents kept for validation that are in training too."""
-    contents, keys, documents = [], [], 0
+    contents = keys = documents = 0
     trained = [np.unique(np.concatenate([p.hashes(name) for p in training])) for name in HASHES]
     named: list[str] = []
     for part in validation:
         same = [np.isin(part.hashes(n), t) for n, t in zip(HASHES, trained, strict=True)]
-        contents.append(int(same[0].sum()))
-        keys.append(int(same[1].sum()))
+        contents += int(same[0].sum())
+        keys += int(same[1].sum())
         documents += len(part.numbers)
         found = part.numbers[same[0] | same[1]][: NAMED - len(named)].tolist()
         named += [part.stream.document(i).key for i in found]
-    return Shared(
-        documents=documents, same_content=sum(contents), same_key=sum(keys), keys=tuple(named)
-    )
+    return Shared(documents=documents, same_content=contents, same_key=keys, keys=tuple(named))
 
 
 def _group(stream: Stream, numbers: np.ndarray) -> Group:

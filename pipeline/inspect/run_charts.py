@@ -68,7 +68,7 @@ def loss_charts(run: RunFolder) -> Markup:
         lines = [loss_line(run, prefix, name, dots=dots) for name in names]
         chart = line_chart(lines, x_label="step", y_label=f"{title.lower()} loss, nats")
         figures.append(tag("figure", tag("h3", title), chart, class_="wide"))
-    return tag("div", *figures, class_="large")
+    return columns(figures)
 
 
 def loss_line(

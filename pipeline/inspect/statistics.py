@@ -72,6 +72,12 @@ class ModalityStatistics:
         pairs = sorted(self.lengths.items())
         return np.array([v for v, _ in pairs], np.int64), np.array([c for _, c in pairs], np.int64)
 
+    def use_curve(self, points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+        """Percent of the vocabulary, and how often the code there is used, the most used first."""
+        counts = np.sort(self.code_counts)[::-1]
+        at = np.unique(np.linspace(0, len(counts) - 1, points).astype(int))
+        return 100 * (at + 1) / len(counts), counts[at]
+
 
 def count_rejected(folder: Path, most: int = 20) -> dict[str, int]:
     """Rejected samples by reason, the most frequent first; rarer ones as `other reasons`.

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from plait.pipeline.inspect import stream_tables as tables
 from plait.pipeline.inspect.charts import (
     DASHES,
@@ -18,7 +16,7 @@ from plait.pipeline.inspect.charts import (
 from plait.pipeline.inspect.markup import Markup, join, tag
 from plait.pipeline.inspect.page import facts, packed_batch, section, table
 from plait.pipeline.inspect.statistics import ModalityStatistics
-from plait.pipeline.inspect.stream_report import StreamReport
+from plait.pipeline.inspect.stream_report import StreamReport, transition_facts
 
 if TYPE_CHECKING:
     from plait.pipeline.inspect.batch_view import BatchView
@@ -45,7 +43,7 @@ def sections(report: StreamReport, view: "BatchView | None") -> list[Markup]:
     body += [tag("figure", _code_use(present), class_="wide")]
     body += [table(*tables.id_table(report), class_="words")]
     words = "Which modality follows which inside a document; each row's shares are shaded."
-    body += [section("Transitions", words), _heat(*tables.transition_table(report))]
+    body += [section("Transitions", words), _transitions(report)]
     return [*body, *_duplicates(report), *_rejected(report), *_tokenizers(report)]
 
 
@@ -86,25 +84,25 @@ def _lengths(name: str, s: ModalityStatistics) -> Markup:
 def _code_use(statistics: Mapping[str, ModalityStatistics]) -> Markup:
     lines = []
     for name, s in statistics.items():
-        counts = np.sort(s.code_counts)[::-1]
-        at = np.unique(np.linspace(0, len(counts) - 1, 200).astype(int))
-        x = 100 * (at + 1) / len(counts)
-        lines.append(Line(name=name, x=x, y=counts[at], colour=colour(name), dash=DASHES.get(name)))
+        x, y = s.use_curve()
+        lines.append(Line(name=name, x=x, y=y, colour=colour(name), dash=DASHES.get(name)))
     label = "share of the vocabulary, %"
     return line_chart(lines, x_label=label, y_label="times used", log_y=True)
 
 
-def _heat(header: list[str], rows: list[list[str]]) -> Markup:
+def _transitions(report: StreamReport) -> Markup:
     """Counts with each cell shaded by its share of the row; the figure stands in it."""
+    counts = transition_facts(report)
+    header, rows = tables.transition_table(report)
     drawn = []
-    for name, *cells in rows:
-        counts = [int(cell.replace(",", "").replace("-", "0")) for cell in cells]
-        total = sum(counts) or 1
+    for before, *cells in rows:
+        total = sum(counts[before].values()) or 1
+        shares = [counts[before][after] / total for after in header[1:]]
         shaded = (
-            tag("td", cell, title=f"{n / total:.1%}", style=_shade(n / total))
-            for cell, n in zip(cells, counts, strict=True)
+            tag("td", cell, title=f"{share:.1%}", style=_shade(share))
+            for cell, share in zip(cells, shares, strict=True)
         )
-        drawn.append(tag("tr", tag("th", _marked(name), scope="row"), *shaded))
+        drawn.append(tag("tr", tag("th", _marked(before), scope="row"), *shaded))
     head = tag("tr", *(tag("th", _marked(word), scope="col") for word in header))
     return tag("div", tag("table", tag("thead", head), tag("tbody", *drawn)), class_="scroll")
 
