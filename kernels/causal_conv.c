@@ -1,11 +1,13 @@
 /* The causal convolution of causal_conv.py and its gradient, float32.
  *
  * A task is one row's group of STEPS positions; what tasks add to is written in parts, one a task,
- * which the caller sums in a fixed order. Weights are [K, I], so that lanes run over channels.
+ * which are summed in a fixed order. Weights are [K, I], so that lanes run over channels.
  * Position t of row b stands at place[b * T + t] of x, y and their gradients.
  */
 #include <stdint.h>
 #include <string.h>
+
+#include "parts.h"
 
 enum { STEPS = 64 };
 
@@ -38,16 +40,16 @@ void conv_forward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, const
     }
 }
 
-/* dx[B, T, I], and in parts dw[B * G, K, I] and dbias[B * G, I]. */
+/* dx[B, T, I], and dw[K, I] and dbias[I] of parts [B * G, K, I] and [B * G, I]. */
 void conv_backward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, const float *dy,
                    const float *x, const float *w, const int32_t *document, const int64_t *place,
-                   float *dx, float *dw, float *dbias) {
+                   float *dx, float *dw_parts, float *dbias_parts, float *dw, float *dbias) {
     const int64_t G = (T + STEPS - 1) / STEPS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t task = 0; task < B * G; task++) {
         const int64_t b = task / G, first = task % G * STEPS;
         const int64_t last = first + STEPS < T ? first + STEPS : T;
-        float *dwt = dw + task * K * I, *dbiast = dbias + task * I;
+        float *dwt = dw_parts + task * K * I, *dbiast = dbias_parts + task * I;
         memset(dwt, 0, K * I * sizeof(float));
         memset(dbiast, 0, I * sizeof(float));
         for (int64_t t = first; t < last; t++) {
@@ -65,4 +67,6 @@ void conv_backward(int64_t B, int64_t T, int64_t I, int64_t K, int threads, cons
             }
         }
     }
+    sum_parts(B * G, K * I, threads, dw_parts, dw);
+    sum_parts(B * G, I, threads, dbias_parts, dbias);
 }

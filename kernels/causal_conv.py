@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.kernels.choose import choose, constant, triton_runs
-from plait.kernels.compile_c import call, library, sum_in_order
+from plait.kernels.compile_c import call, library
 from plait.kernels.permute import permute_rows
 
 STEPS = 64
@@ -106,12 +106,12 @@ def conv_backward_op(
         return causal_conv_triton.backward(dy.contiguous(), x, w, document)
     B, T, I = x.shape
     parts = B * -(-T // STEPS)
-    dx_BTI, dw_GKI = torch.empty_like(x), w.new_empty(parts, *w.shape)
-    dbias_GI = w.new_empty(parts, I)
+    dx_BTI, dw_KI, dbias_I = torch.empty_like(x), torch.empty_like(w), w.new_empty(I)
+    dw_GKI, dbias_GI = w.new_empty(parts, *w.shape), w.new_empty(parts, I)
     inputs = (dy.contiguous(), x, w, document, _place(place, document))
-    tensors = (*inputs, dx_BTI, dw_GKI, dbias_GI)
+    tensors = (*inputs, dx_BTI, dw_GKI, dbias_GI, dw_KI, dbias_I)
     call("causal_conv", "conv_backward", (B, T, I, len(w)), tensors)
-    return [dx_BTI, sum_in_order(dw_GKI), sum_in_order(dbias_GI)]
+    return [dx_BTI, dw_KI, dbias_I]
 
 
 def _place(place: Tensor | None, document: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("plait.kernels")
 
-FLAGS = ["-O3", "-std=c11", "-shared", "-fPIC"]
+FLAGS = ["-O3", "-std=c11", "-shared", "-fPIC", "-ffp-contract=fast"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
 VARIANTS = (["-march=native", "-fopenmp"], ["-march=native"], [])
 """Tried in turn: not every compiler has OpenMP or knows the processor."""
@@ -60,14 +60,6 @@ def call(name: str, function: str, sizes: Sequence[int], tensors: "Sequence[Tens
     numbers = [ctypes.c_int64(size) for size in sizes]
     pointers = [ctypes.c_void_p(x.data_ptr()) for x in tensors]
     return getattr(compiled, function)(*numbers, ctypes.c_int(torch.get_num_threads()), *pointers)
-
-
-def sum_in_order(parts: "Tensor") -> "Tensor":
-    """The sum over the first axis, always in the same order, whatever the threads."""
-    total = parts.new_zeros(parts.shape[1:])
-    for part in parts.unbind():
-        total += part
-    return total
 
 
 def _compiler() -> str | None:

@@ -10,10 +10,3 @@ static inline int64_t modality_of(const int64_t *counts, int64_t n, int64_t *end
     for (*end = counts[0]; n >= *end; *end += counts[m]) m++;
     return m;
 }
-
-/* total [size] of parts [G, size], always in the same order. */
-static inline void sum_parts(int64_t G, int64_t size, const float *restrict parts, float *restrict total) {
-    for (int64_t i = 0; i < size; i++) total[i] = 0.0f;
-    for (int64_t g = 0; g < G; g++)
-        for (int64_t i = 0; i < size; i++) total[i] += parts[g * size + i];
-}

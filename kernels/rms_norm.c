@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "modalities.h"
+#include "parts.h"
 
 void norm_forward(int64_t N, int64_t R, int64_t D, int64_t stride, int threads, const float *x,
                   const float *w, const int64_t *counts, const float *eps, float *y, float *inverse) {
@@ -65,5 +66,5 @@ void norm_backward(int64_t N, int64_t R, int64_t D, int64_t stride, int64_t M, i
             }
         }
     }
-    sum_parts(G, M * D, parts, dw);
+    sum_parts(G, M * D, threads, parts, dw);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "modalities.h"
+#include "parts.h"
 
 #define INLINE static inline __attribute__((always_inline))
 #define BY_HALF(run, ...)                            \
@@ -102,7 +103,7 @@ INLINE void backward(int64_t half, int64_t N, int64_t H, int64_t stride, int64_t
             memcpy(dqkv + (n * 3 + 2) * H * K, dv + n * H * K, H * K * sizeof(float));
         }
     }
-    sum_parts(G, size, parts, dgains);
+    sum_parts(G, size, threads, parts, dgains);
 }
 
 void rotary_forward(int64_t N, int64_t H, int64_t K, int64_t stride, int64_t M, int threads,

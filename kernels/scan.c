@@ -3,9 +3,9 @@
  * A block of LANES channels of one row is a task: lanes run over channels, so that no state is ever
  * summed across lanes, and the block's S states stay in the first cache. The state is kept every
  * KEPT steps; the backward computes the steps between from there. Each task writes memory of its
- * own, and the parts are summed in a fixed order by the caller: the result does not depend on the
- * number of threads. Loops around exp2_of are not vectorized by the compiler, for its conditions
- * become branches: hence vectors.h.
+ * own, and the parts are summed in a fixed order at last: the result does not depend on the number
+ * of threads. A block's rows of memory are a whole row of the tensor apart, too far for the
+ * processor to foresee: all that a step reads and writes is fetched AHEAD, which doubles the speed.
  * Step t of row b stands at place[b * T + t] of u, dt, Bs, Cs, y and their gradients, which saves a
  * caller whose rows are sorted by modality to move them. `reset` is in the order of steps.
  * Letters: B rows, T steps, I channels, S states, J blocks of channels, G groups of KEPT steps.
@@ -13,21 +13,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parts.h"
 #include "vectors.h"
 
-enum { LANES = 32, VECS = LANES / WIDTH, KEPT = 32 };
+enum { LANES = 64, VECS = LANES / WIDTH, KEPT = 32, AHEAD = 4 };
 
 typedef struct { vec v[VECS]; } block;
-
-/* 2^x to 2e-7 of the result; 0 below 2^-126, no more than 2^126, NaN stays NaN. */
-static inline vec exp2_of(vec x) {
-    const vec zero = {0}, half = zero + 0.5f, most = zero + 126.0f;
-    const ints low = x < zero - 126.0f, high = x > most;
-    x = (vec)(((ints)x & ~(low | high)) | ((ints)most & high));
-    const ints whole = __builtin_convertvector(x + (vec)((ints)half | ((ints)x & INT32_MIN)), ints);
-    const vec f = x - __builtin_convertvector(whole, vec);
-    return (vec)((ints)exp2_of_parts(whole, f) & ~low);
-}
 
 static inline float sum_of(vec x) {
     float sum = 0.0f;
@@ -46,6 +37,11 @@ static inline block take(const float *from, int64_t count) {
 static inline void put(float *to, const block *from, int64_t count) {
     if (count == LANES) memcpy(to, from, sizeof *from);
     else memcpy(to, from, count * sizeof(float));
+}
+
+/* Into the cache, soon to be read or written. */
+static inline void fetch(const float *from) {
+    for (int l = 0; l < LANES; l += 16) __builtin_prefetch(from + l);
 }
 
 static inline block times(const block *a, const block *b) {
@@ -87,6 +83,10 @@ int scan_forward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const 
                     put(kept + ((b * (G + 1) + (t + KEPT - 1) / KEPT) * S + s) * I + i, h + s, count);
             if (t == T) break;
             const int64_t at = place[b * T + t];
+            if (t + AHEAD < T) {
+                const int64_t next = place[b * T + t + AHEAD] * I + i;
+                fetch(u + next), fetch(dt + next), fetch(y + next);
+            }
             if (reset[b * T + t]) memset(h, 0, S * sizeof(block));
             const block ut = take(u + at * I + i, count), dtt = take(dt + at * I + i, count);
             const block in = times(&dtt, &ut);
@@ -105,12 +105,14 @@ int scan_forward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const 
     return failed;
 }
 
-/* Gradients of u, dt [B, T, I]; and in parts, to be summed over the first axis: dA [B, I, S],
- * dD [B, I], dB and dC [J, B, T, S]. Returns 1 if memory runs out. */
+/* Gradients of u, dt [B, T, I], B, C [B, T, S], A [I, S] and D [I]; the last four also in parts,
+ * to be summed over an axis put first: [J, B, T, S], [B, I, S] and [B, I]. Returns 1 if memory runs
+ * out. */
 int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const float *dy,
                   const float *u, const float *dt, const float *A, const float *Bs,
                   const float *Cs, const float *D, const uint8_t *reset, const int64_t *place,
-                  const float *kept, float *du, float *ddt, float *dA, float *dB, float *dC, float *dD) {
+                  const float *kept, float *du, float *ddt, float *dA, float *dB, float *dC, float *dD,
+                  float *dA_parts, float *dB_parts, float *dC_parts, float *dD_parts) {
     const int64_t J = (I + LANES - 1) / LANES, G = (T + KEPT - 1) / KEPT;
     int failed = 0;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(| : failed)
@@ -143,6 +145,11 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
             }
             for (int64_t k = steps - 1; k >= 0; k--) {
                 const int64_t at = place[first + k];
+                if (g) {
+                    const int64_t next = place[first + k - KEPT] * I + i;
+                    fetch(u + next), fetch(dt + next), fetch(dy + next);
+                    fetch(du + next), fetch(ddt + next);
+                }
                 const block *before = reset[first + k] ? zero : h + k * S;
                 const block *after = h + (k + 1) * S, *e = decay + k * S;
                 const block ut = take(u + at * I + i, count), dtt = take(dt + at * I + i, count);
@@ -161,8 +168,8 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
                         rated[s].v[v] += dexponent * dtt.v[v];
                         carry[s].v[v] = through;
                     }
-                    dB[(j * B * T + at) * S + s] = sum_of(db);
-                    dC[(j * B * T + at) * S + s] = sum_of(dc);
+                    dB_parts[(j * B * T + at) * S + s] = sum_of(db);
+                    dC_parts[(j * B * T + at) * S + s] = sum_of(dc);
                 }
                 for (int v = 0; v < VECS; v++) {
                     dut.v[v] = din.v[v] * dtt.v[v] + dyt.v[v] * d.v[v];
@@ -177,9 +184,13 @@ int scan_backward(int64_t B, int64_t T, int64_t I, int64_t S, int threads, const
         }
         for (int64_t l = 0; l < count; l++)
             for (int64_t s = 0; s < S; s++)
-                dA[(b * I + i + l) * S + s] = rated[s].v[l / WIDTH][l % WIDTH];
-        put(dD + b * I + i, &dd, count);
+                dA_parts[(b * I + i + l) * S + s] = rated[s].v[l / WIDTH][l % WIDTH];
+        put(dD_parts + b * I + i, &dd, count);
         free(rate);
     }
+    sum_parts(B, I * S, threads, dA_parts, dA);
+    sum_parts(J, B * T * S, threads, dB_parts, dB);
+    sum_parts(J, B * T * S, threads, dC_parts, dC);
+    sum_parts(B, I, threads, dD_parts, dD);
     return failed;
 }

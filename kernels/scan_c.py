@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from plait.kernels.compile_c import call, library, sum_in_order
+from plait.kernels.compile_c import call, library
 
-KEPT = 32
-"""Steps between kept states; the same number stands in scan.c."""
+KEPT, LANES = 32, 64
+"""Steps between kept states, and channels of a task; the same numbers stand in scan.c."""
 
 
 def available() -> bool:
@@ -35,14 +35,14 @@ def backward(
 ) -> list[Tensor]:
     """Gradients of u, dt, A, B, C and D."""
     B, T, I = u_BTI.shape
-    blocks = -(-I // 32)
-    du_BTI, ddt_BTI = torch.empty_like(u_BTI), torch.empty_like(u_BTI)
-    dA_BIS, dD_BI = u_BTI.new_empty(B, *A_IS.shape), u_BTI.new_empty(B, I)
-    dB_JBTS, dC_JBTS = (u_BTI.new_empty(blocks, *B_BTS.shape) for _ in range(2))
+    gradients = [torch.empty_like(x) for x in (u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I)]
+    blocks = -(-I // LANES)
+    parts = [
+        x.new_empty(n, *x.shape) for x, n in ((A_IS, B), (B_BTS, blocks), (C_BTS, blocks), (D_I, B))
+    ]
     inputs = (dy_BTI, u_BTI, dt_BTI, A_IS, B_BTS, C_BTS, D_I, reset_BT, place_N, kept_BGSI)
-    parts = (dA_BIS, dB_JBTS, dC_JBTS, dD_BI)
-    _call("scan_backward", (B, T, I, A_IS.shape[1]), (*inputs, du_BTI, ddt_BTI, *parts))
-    return [du_BTI, ddt_BTI, *(sum_in_order(part) for part in parts)]
+    _call("scan_backward", (B, T, I, A_IS.shape[1]), (*inputs, *gradients, *parts))
+    return gradients
 
 
 def _call(name: str, sizes: tuple[int, ...], tensors: tuple[Tensor, ...]) -> None:

@@ -1,8 +1,9 @@
-/* step_size.py's forward and gradient, float32, in one pass over memory each. A task is TOKENS rows;
- * what tasks add up is written in parts, which the caller sums in a fixed order. */
+/* step_size.py's forward and gradient, float32, in one pass over memory each. A task of the backward
+ * is TOKENS rows; what tasks add up is written in parts, which are summed in a fixed order. Rows are
+ * sorted by modality, `counts[M]` of each. */
+#include "modalities.h"
+#include "parts.h"
 #include "vectors.h"
-
-enum { TOKENS = 64 };
 
 /* log(1 + z) for 0 <= z <= 1: z times a polynomial, so that small values keep their precision. */
 static inline vec log1p_of(vec z) {
@@ -18,19 +19,13 @@ static inline vec log1p_of(vec z) {
     return p * z;
 }
 
-/* The modality of row n: rows are sorted, and ends[m] is where modality m ends. */
-static inline int64_t modality_of(int64_t n, const int64_t *ends) {
-    int64_t m = 0;
-    while (n >= ends[m]) m++;
-    return m;
-}
-
 /* y = softplus(x + bias[m]); x, y [N, I], bias [M, I]. */
 void step_forward(int64_t N, int64_t I, int threads, const float *x, const float *bias,
-                  const int64_t *ends, float *y) {
+                  const int64_t *counts, float *y) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t n = 0; n < N; n++) {
-        const float *row = x + n * I, *own = bias + modality_of(n, ends) * I;
+        int64_t end;
+        const float *row = x + n * I, *own = bias + modality_of(counts, n, &end) * I;
         for (int64_t i = 0; i < I; i += WIDTH) {
             const vec zero = {0}, sum = load(row + i, I - i) + load(own + i, I - i);
             const vec above = (vec)((ints)sum & ~(ints)(sum < zero));
@@ -39,14 +34,17 @@ void step_forward(int64_t N, int64_t I, int threads, const float *x, const float
     }
 }
 
-/* dx = dy sigmoid(x + bias[m]), and in parts dbias [G, M, I], zero at first. */
+/* dx = dy sigmoid(x + bias[m]), and dbias [M, I] of parts [G, M, I]. */
 void step_backward(int64_t N, int64_t I, int64_t M, int threads, const float *dy, const float *x,
-                   const float *bias, const int64_t *ends, float *dx, float *dbias) {
+                   const float *bias, const int64_t *counts, float *dx, float *parts, float *dbias) {
+    const int64_t G = (N + TOKENS - 1) / TOKENS;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t g = 0; g < (N + TOKENS - 1) / TOKENS; g++)
+    for (int64_t g = 0; g < G; g++) {
+        memset(parts + g * M * I, 0, M * I * sizeof(float));
         for (int64_t n = g * TOKENS; n < N && n < (g + 1) * TOKENS; n++) {
-            const int64_t m = modality_of(n, ends);
-            float *part = dbias + (g * M + m) * I;
+            int64_t end;
+            const int64_t m = modality_of(counts, n, &end);
+            float *part = parts + (g * M + m) * I;
             for (int64_t i = 0; i < I; i += WIDTH) {
                 const vec zero = {0}, one = zero + 1.0f;
                 const vec sum = load(x + n * I + i, I - i) + load(bias + m * I + i, I - i);
@@ -58,4 +56,6 @@ void step_backward(int64_t N, int64_t I, int64_t M, int threads, const float *dy
                 store(part + i, load(part + i, I - i) + d, I - i);
             }
         }
+    }
+    sum_parts(G, M * I, threads, parts, dbias);
 }

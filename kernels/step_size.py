@@ -6,17 +6,16 @@ sorted by modality. Letters: models/README.md; `I` is the inner width.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plait.kernels.choose import choose, constant
-from plait.kernels.compile_c import call, library, sum_in_order
+from plait.kernels.compile_c import call, library
 
 TOKENS = 64
-"""Rows of a task; the same number stands in step_size.c."""
+"""Rows of a task; the same number stands in modalities.h."""
 
 
 def step_size(x_NI: Tensor, bias_MI: Tensor, counts: Sequence[int]) -> Tensor:
@@ -56,18 +55,18 @@ def _fastest(device: str, dtype: torch.dtype) -> str:
 def step_op(x: Tensor, bias: Tensor, counts: Sequence[int]) -> Tensor:
     """The step sizes [N, I]; contiguous float32 on a CPU."""
     y_NI = torch.empty_like(x)
-    call("step_size", "step_forward", x.shape, (x, bias, _ends(counts), y_NI))
+    call("step_size", "step_forward", x.shape, (x, bias, torch.tensor(counts), y_NI))
     return y_NI
 
 
 @torch.library.custom_op("plait::step_size_backward", mutates_args=())
 def step_backward_op(dy: Tensor, x: Tensor, bias: Tensor, counts: Sequence[int]) -> list[Tensor]:
     """Gradients of x and the bias."""
-    dx_NI = torch.empty_like(x)
-    dbias_GMI = torch.zeros(-(-len(x) // TOKENS), *bias.shape)
-    tensors = (dy.contiguous(), x, bias, _ends(counts), dx_NI, dbias_GMI)
+    dx_NI, dbias_MI = torch.empty_like(x), torch.empty_like(bias)
+    parts_GMI = bias.new_empty(-(-len(x) // TOKENS), *bias.shape)
+    tensors = (dy.contiguous(), x, bias, torch.tensor(counts), dx_NI, parts_GMI, dbias_MI)
     call("step_size", "step_backward", (*x.shape, len(bias)), tensors)
-    return [dx_NI, sum_in_order(dbias_GMI)]
+    return [dx_NI, dbias_MI]
 
 
 @step_op.register_fake
@@ -78,10 +77,6 @@ def _(x, bias, counts):
 @step_backward_op.register_fake
 def _(dy, x, bias, counts):
     return [torch.empty_like(x), torch.empty_like(bias)]
-
-
-def _ends(counts: Sequence[int]) -> Tensor:
-    return torch.tensor(list(accumulate(counts)))
 
 
 def _save(ctx, inputs, output) -> None:

@@ -16,26 +16,24 @@ typedef int32_t ints __attribute__((vector_size(BYTES)));
 
 enum { WIDTH = BYTES / 4 };
 
-/* 2^(whole + f) to 2e-7 of the result, for |f| <= 1/2 and a whole of -126 to 127. */
-static inline vec exp2_of_parts(ints whole, vec f) {
-    vec p = f * 1.5403530393381608e-4f + 1.3333558146428443e-3f;
-    p = p * f + 9.618129107628477e-3f;
-    p = p * f + 5.550410866482158e-2f;
-    p = p * f + 2.402265069591007e-1f;
-    p = p * f + 6.931471805599453e-1f;
+/* 2^x to 2e-7 of the result for x below 128; 0 below 2^-126, NaN stays NaN. */
+static inline vec exp2_of(vec x) {
+    const vec zero = {0};
+    /* x + 3 * 2^22 is rounded to a whole number, which then stands in its lowest bits */
+    const ints whole = (ints)(x + 12582912.0f) - 0x4B400000;
+    const vec f = x - __builtin_convertvector(whole, vec);
+    vec p = f * 1.326465280726552e-3f + 9.671511128544807e-3f;
+    p = p * f + 5.550733953714371e-2f;
+    p = p * f + 2.4022242426872253e-1f;
+    p = p * f + 6.931470036506653e-1f;
     p = p * f + 1.0f;
-    return p * (vec)((whole + 127) << 23);
+    return (vec)((ints)(p * (vec)((whole + 127) << 23)) & ~(ints)(x < zero - 126.0f));
 }
 
 /* e^-|x| to 2e-7 (1 + |x|) of the result; 0 below 2^-126, NaN stays NaN. */
 static inline vec exp_minus_abs(vec x) {
     const vec zero = {0};
-    x = (vec)((ints)x | INT32_MIN) * (zero + 1.4426950408889634f);
-    const ints low = x < zero - 126.0f;
-    x = (vec)((ints)x & ~low);
-    const ints whole = __builtin_convertvector(x - 0.5f, ints);
-    const vec f = x - __builtin_convertvector(whole, vec);
-    return (vec)((ints)exp2_of_parts(whole, f) & ~low);
+    return exp2_of((vec)((ints)x | INT32_MIN) * (zero + 1.4426950408889634f));
 }
 
 static inline vec load(const float *from, int64_t count) {
