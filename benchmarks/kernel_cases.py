@@ -17,6 +17,7 @@ from plait.kernels import (
     grouped_linear,
     nearest_code,
     patch_pool,
+    product_key_lookup,
     product_keys,
     rms_norm,
     rotary,
@@ -252,6 +253,23 @@ def slots(device: str) -> Case:
     return Case("product_key_topk", size, paths, inputs)
 
 
+def lookups(device: str) -> Case:
+    """A memory layer's look-up, from its queries on."""
+    N, H, n, d, k = 512 * scale(device), 4, 1024, 64, 32
+
+    def products(query: Tensor, keys: Tensor) -> Tensor:
+        scores = torch.einsum("nhsd,hskd->snhk", query, keys)
+        return product_keys.product_key_topk(*scores.unbind(), k)[0]
+
+    paths = {
+        "products, topk": products,
+        "product_key_lookup": lambda q, w: product_key_lookup.product_key_lookup(q, w, k)[0],
+    }
+    inputs = [torch.randn(*shape, device=device) for shape in ((N, H, 2, d), (H, 2, n, d))]
+    size = f"{N} x {H} heads, {n}^2 slots, {k} picks"
+    return Case("product_key_lookup", size, paths, inputs, flops=4.0 * N * H * n * d)
+
+
 def bags(device: str) -> Case:
     """A memory layer's reading of its table."""
     N, R, D, J = 1024 * scale(device), 2**16, 256, 128
@@ -301,6 +319,7 @@ CASES = (
     scans,
     scans_by_modality,
     slots,
+    lookups,
     bags,
     pools,
 )

@@ -2,11 +2,12 @@
  *
  * The best k of a list are among the values that reach a bound: the k-th largest of the maxima of
  * 2 k groups or more (k of these are k values, all as large). What reaches it, some 1.5 k of 1024
- * values, is sorted. Of two sorted lists the best sums are picked one by one: in row a of the table
+ * values, is sorted. A group has every so many-th value, so that all maxima are taken at once. Of two sorted lists the best sums are picked one by one: in row a of the table
  * of sums only the next column waits, and row a + 1 has its turn after row a was picked once.
  *
  * Values and places are sorted as one integer, so that of equal values the first comes first, always.
  * NaN counts as larger than all. */
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,7 +18,8 @@ enum { GROUP = 16 };  /* the most that a group has */
 static inline uint64_t key_of(float value, uint32_t place) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
-    bits ^= (bits >> 31) ? 0xffffffffu : 0x80000000u;
+    bits = value != value ? 0x7fc00000u : bits;
+    bits ^= (uint32_t)((int32_t)bits >> 31) | 0x80000000u;
     return (uint64_t)bits << 32 | (0xffffffffu - place);
 }
 
@@ -36,38 +38,49 @@ static int falling(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-static void sort_falling(uint64_t *keys, int64_t n) {
-    if (n > 256) {
+/* A few keys go to their ranks, each the number of larger ones, without a branch to guess wrong. */
+static void sort_falling(uint64_t *restrict keys, int64_t n) {
+    enum { FEW = 96 };
+    if (n > FEW) {
         qsort(keys, n, sizeof(uint64_t), falling);
         return;
     }
-    for (int64_t i = 1; i < n; i++) {
-        uint64_t key = keys[i];
-        int64_t j = i;
-        for (; j > 0 && keys[j - 1] < key; j--) keys[j] = keys[j - 1];
-        keys[j] = key;
-    }
+    uint64_t rank[FEW] = {0}, sorted[FEW];
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < n; i++) rank[i] += keys[j] > keys[i];
+    for (int64_t i = 0; i < n; i++) sorted[rank[i]] = keys[i];
+    memcpy(keys, sorted, n * sizeof(uint64_t));
 }
 
-/* The best k keys of n scores, falling, in room for n of them. */
-static void best_of(const float *scores, int64_t n, int64_t k, uint64_t *keys) {
+/* The best k keys of n scores, falling, in room for n of them. `most` and `above` have room for n:
+ * each group's largest score, and how many of these are no smaller. */
+static void best_of(const float *restrict scores, int64_t n, int64_t k, uint64_t *restrict keys,
+                    float *restrict most, int32_t *restrict above) {
     int64_t size = GROUP, count = 0;
-    uint64_t bound = 0;
     while (size > 1 && n < 2 * k * size) size /= 2;
-    if (size > 1) {
-        const int64_t groups = n / size;
-        for (int64_t g = 0; g < groups; g++) {
-            const float *group = scores + g * size;
-            float most = group[0];
-            for (int64_t i = 1; i < size; i++) most = group[i] > most ? group[i] : most;
-            keys[g] = key_of(most, 0xffffffffu);
+    const int64_t groups = n / size;
+    memcpy(most, scores, groups * sizeof(float));
+    for (int64_t i = groups; i < n; i += groups) {
+        const int64_t here = n - i < groups ? n - i : groups;
+        for (int64_t g = 0; g < here; g++) {
+            const float was = most[g], score = scores[i + g];
+            most[g] = (score <= was) | (was != was) ? was : score;
         }
-        sort_falling(keys, groups);
-        bound = keys[k - 1];
     }
-    float least = value_of(bound);
-    for (int64_t i = 0; i < n; i++)
-        if (!bound || !(scores[i] < least)) keys[count++] = key_of(scores[i], (uint32_t)i);
+    float bound = -INFINITY;
+    if (size > 1) {
+        memset(above, 0, groups * sizeof(int32_t));
+        for (int64_t h = 0; h < groups; h++)
+            for (int64_t g = 0; g < groups; g++) above[g] += most[h] >= most[g];
+        for (int64_t g = 0; g < groups; g++)
+            if (above[g] >= k && most[g] > bound) bound = most[g];
+    }
+    for (int64_t g = 0; g < groups; g++)
+        if (!(most[g] < bound))
+            for (int64_t i = g; i < n; i += groups) {
+                keys[count] = key_of(scores[i], (uint32_t)i);
+                count += !(scores[i] < bound);
+            }
     sort_falling(keys, count);
 }
 
@@ -78,12 +91,13 @@ void best_sums(int64_t rows, int64_t n, int64_t k, int threads, const float *sco
     {
         uint64_t *first = malloc(n * sizeof(uint64_t)), *second = malloc(n * sizeof(uint64_t));
         float *value1 = malloc(k * sizeof(float)), *value2 = malloc(k * sizeof(float));
-        float *next = malloc(k * sizeof(float));
+        float *next = malloc(k * sizeof(float)), *most = malloc(n * sizeof(float));
+        int32_t *above = malloc(n * sizeof(int32_t));
         int64_t *column = malloc(k * sizeof(int64_t));
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; row++) {
-            best_of(scores1 + row * n, n, k, first);
-            best_of(scores2 + row * n, n, k, second);
+            best_of(scores1 + row * n, n, k, first, most, above);
+            best_of(scores2 + row * n, n, k, second, most, above);
             for (int64_t i = 0; i < k; i++) {
                 value1[i] = value_of(first[i]);
                 value2[i] = value_of(second[i]);
@@ -107,6 +121,6 @@ void best_sums(int64_t rows, int64_t n, int64_t k, int threads, const float *sco
                 }
             }
         }
-        free(first), free(second), free(value1), free(value2), free(next), free(column);
+        free(first), free(second), free(value1), free(value2), free(next), free(column), free(most), free(above);
     }
 }

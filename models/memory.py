@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.kernels.product_keys import product_key_topk
+from plait.kernels.product_key_lookup import product_key_lookup
 from plait.models.config import ModelConfig
 from plait.models.context import Context
 
@@ -87,8 +87,7 @@ class Memory(nn.Module):
             gain = self.query_gain.to(query.dtype)
             query = F.rms_norm(query, (half,), gain, self.eps) * half**-0.5
             keys = F.rms_norm(keys, (half,), self.key_gain, self.eps)
-        scores = torch.einsum("nhsd,hskd->shnk", query, keys).transpose(1, 2)
-        return product_key_topk(scores[0], scores[1], self.top_k)
+        return product_key_lookup(query, keys, self.top_k)
 
     @staticmethod
     def _note_use(slot_NJ: Tensor, share_NJ: Tensor, slots: int, context: Context) -> None:

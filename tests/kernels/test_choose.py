@@ -16,6 +16,7 @@ from plait.kernels.causal_conv import causal_conv
 from plait.kernels.choose import choose
 from plait.kernels.grouped_linear import grouped_linear
 from plait.kernels.nearest_code import nearest_code
+from plait.kernels.product_key_lookup import product_key_lookup
 from plait.kernels.product_keys import product_key_topk
 from plait.kernels.rms_norm import rms_norm
 from plait.kernels.scan import selective_scan
@@ -36,6 +37,7 @@ OPS = {
     "causal_conv": lambda: causal_conv(x(1, 4, 2), x(2, 3), x(2), documents),
     "grouped_linear": lambda: grouped_linear(x(3, 2), x(2, 2, 2), (1, 2)),
     "nearest_code": lambda: nearest_code(x(3, 2), x(4, 2)),
+    "product_key_lookup": lambda: product_key_lookup(x(1, 1, 2, 3), x(1, 2, 4, 3), 2),
     "product_keys": lambda: product_key_topk(x(1, 1, 4), x(1, 1, 4), 2),
     "rms_norm": lambda: rms_norm(x(3, 2), x(2, 2), (1, 2), 1e-5),
     "step_size": lambda: step_size(x(3, 2), x(2, 2), (1, 2)),
