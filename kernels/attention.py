@@ -43,8 +43,8 @@ class AttentionLayout:
     """Int64: the flat positions that are padding."""
     tile_G3: Tensor
     """Int32: in flat order, where a tile's document starts and ends, and the tile starts."""
-    rows: bool
-    """Whether each row is one whole document, so that nothing needs to move."""
+    even: tuple[int, int] | None
+    """(documents, length) where all are as long and nothing is padding: then nothing moves."""
     sorted_N: Tensor | None = None
     """Int64: where each flat position stands in what is attended over; None where it stands."""
 
@@ -67,7 +67,7 @@ class AttentionLayout:
             empty.append(place[~inside])
             buckets.append((documents, longest))
             first, used = first + documents, used + documents * longest
-        nothing = torch.zeros(0).long()
+        nothing, shortest = torch.zeros(0).long(), min(length_R.tolist(), default=0)
         return cls(
             document_BT=document_BT,
             buckets=tuple(buckets),
@@ -76,7 +76,7 @@ class AttentionLayout:
             inverse_N=inverse_N.to(device),
             padding_N=(document_BT.flatten() < 0).nonzero().flatten(),
             tile_G3=_tiles(start_R, length_R).to(device),
-            rows=bool((document_BT == document_BT[:, :1]).all() and (document_BT >= 0).all()),
+            even=(len(length_R), shortest) if len(length_R) * shortest == N > 0 else None,
         )
 
     def sorted(self, permutation_N: Tensor, inverse_N: Tensor) -> Self:
@@ -90,7 +90,7 @@ class AttentionLayout:
             index_P=inverse_N[self.index_P],
             inverse_N=self.inverse_N[permutation_N],
             padding_N=inverse_N[self.padding_N],
-            rows=False,
+            even=None,
             sorted_N=inverse_N,
         )
 
@@ -137,8 +137,9 @@ def _fastest(device: str, dtype: torch.dtype | None, size: int) -> str:
 
 
 def _in_buckets(q_BTHK: Tensor, k_BTHK: Tensor, v_BTHK: Tensor, layout: AttentionLayout) -> Tensor:
-    if layout.rows:
-        return _causal(q_BTHK, k_BTHK, v_BTHK)
+    if layout.even is not None:
+        qkv = (x.flatten(0, 1).unflatten(0, layout.even) for x in (q_BTHK, k_BTHK, v_BTHK))
+        return _causal(*qkv).flatten(0, 1).unflatten(0, q_BTHK.shape[:2])
     move = (layout.index_P, layout.empty_P, layout.inverse_N, layout.padding_N)
     packed = [_Exchange.apply(x_BTHK.flatten(0, 1), *move) for x_BTHK in (q_BTHK, k_BTHK, v_BTHK)]
     sizes = [documents * longest for documents, longest in layout.buckets]

@@ -51,6 +51,21 @@ def test_odd_lengths(lengths):
     compare(rows(*lengths, seq_len=sum(lengths), batch=2))
 
 
+@pytest.mark.parametrize(
+    ("document_BT", "even"),
+    [
+        (rows(16, 16, 16, seq_len=48, batch=2), (6, 16)),
+        (rows(48, seq_len=48, batch=2), (2, 48)),
+        (rows(16, 16, 16, seq_len=49, batch=2), None),  # padding
+        (rows(16, 15, 17, seq_len=48, batch=2), None),
+        (rows(seq_len=4), None),
+    ],
+)
+def test_documents_as_long_as_each_other_stay_where_they_stand(document_BT, even):
+    assert AttentionLayout.of(document_BT).even == even
+    compare(document_BT)
+
+
 def test_padding_before_and_between_documents():
     compare(torch.tensor([[-1, -1, 0, 0, -1, 1, 1, 1], [0, 1, 2, 3, 4, 5, 6, -1]]))
 
@@ -74,7 +89,7 @@ def test_positions_in_another_order(path, lengths, monkeypatch):
 
 def test_compiles():
     compare(rows(5, 9, 40, 3, seq_len=64, batch=2), compiled=True)
-    compare(rows(16, seq_len=16, batch=2), compiled=True)
+    compare(rows(8, 8, seq_len=16, batch=2), compiled=True)
 
 
 def test_a_document_cannot_see_another():
