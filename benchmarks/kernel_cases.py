@@ -256,13 +256,8 @@ def slots(device: str) -> Case:
 def lookups(device: str) -> Case:
     """A memory layer's look-up, from its queries on."""
     N, H, n, d, k = 512 * scale(device), 4, 1024, 64, 32
-
-    def products(query: Tensor, keys: Tensor) -> Tensor:
-        scores = torch.einsum("nhsd,hskd->snhk", query, keys)
-        return product_keys.product_key_topk(*scores.unbind(), k)[0]
-
     paths = {
-        "products, topk": products,
+        "products, topk": lambda q, w: product_key_lookup.products(q, w, k)[0],
         "product_key_lookup": lambda q, w: product_key_lookup.product_key_lookup(q, w, k)[0],
     }
     inputs = [torch.randn(*shape, device=device) for shape in ((N, H, 2, d), (H, 2, n, d))]

@@ -90,7 +90,7 @@ def main() -> int:
     keep_freed_memory()
     fine = True
     for name in options.groups or GROUPS:
-        layers = options.layers if name == "transformer" else options.layers // 2
+        layers = options.layers if name == "transformer" else max(1, options.layers // 2)
         fine &= group(name, layers, options.repeats)
     return 0 if fine else 1
 

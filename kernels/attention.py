@@ -43,8 +43,6 @@ class AttentionLayout:
     """Int64: the flat positions that are padding."""
     tile_G3: Tensor
     """Int32: in flat order, where a tile's document starts and ends, and the tile starts."""
-    even: tuple[int, int] | None
-    """(documents, length) where all are as long and nothing is padding: then nothing moves."""
     sorted_N: Tensor | None = None
     """Int64: where each flat position stands in what is attended over; None where it stands."""
 
@@ -67,7 +65,7 @@ class AttentionLayout:
             empty.append(place[~inside])
             buckets.append((documents, longest))
             first, used = first + documents, used + documents * longest
-        nothing, shortest = torch.zeros(0).long(), min(length_R.tolist(), default=0)
+        nothing = torch.zeros(0).long()
         return cls(
             document_BT=document_BT,
             buckets=tuple(buckets),
@@ -76,8 +74,13 @@ class AttentionLayout:
             inverse_N=inverse_N.to(device),
             padding_N=(document_BT.flatten() < 0).nonzero().flatten(),
             tile_G3=_tiles(start_R, length_R).to(device),
-            even=(len(length_R), shortest) if len(length_R) * shortest == N > 0 else None,
         )
+
+    @property
+    def even(self) -> tuple[int, int] | None:
+        """(documents, length) where all are as long and nothing is padding: then nothing moves."""
+        moves = len(self.empty_P) or len(self.padding_N) or self.sorted_N is not None
+        return self.buckets[0] if len(self.buckets) == 1 and not moves else None
 
     def sorted(self, permutation_N: Tensor, inverse_N: Tensor) -> Self:
         """The layout of the same positions in another order, in which [B, T] is but a shape.
@@ -90,7 +93,6 @@ class AttentionLayout:
             index_P=inverse_N[self.index_P],
             inverse_N=self.inverse_N[permutation_N],
             padding_N=inverse_N[self.padding_N],
-            even=None,
             sorted_N=inverse_N,
         )
 

@@ -2,14 +2,6 @@
  * compiler's own, as in scan.c, which says why. A task is a row. */
 #include "vectors.h"
 
-/* 1 / (1 + e^-x) to 4e-7 of the result; NaN stays NaN. */
-static inline vec sigmoid_of(vec x) {
-    const vec zero = {0}, one = zero + 1.0f;
-    const ints below = x < zero;
-    const vec z = exp_minus_abs(x);
-    return (vec)(((ints)z & below) | ((ints)one & ~below)) / (one + z);
-}
-
 /* y [N, F] = silu(gate) up, where x [N, 2 F] holds gate and up side by side. */
 void gated_forward(int64_t N, int64_t F, int threads, const float *x, float *y) {
 #pragma omp parallel for num_threads(threads) schedule(static)

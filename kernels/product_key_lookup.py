@@ -38,6 +38,11 @@ def product_key_lookup(query_NH2d: Tensor, keys_H2nd: Tensor, k: int) -> tuple[T
         return reference(query_NH2d, keys_H2nd, k)
     if path == "c":
         return lookup_op(query_NH2d.contiguous(), keys_H2nd.contiguous(), k)
+    return products(query_NH2d, keys_H2nd, k)
+
+
+def products(query_NH2d: Tensor, keys_H2nd: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same by all products, and the best of their sums."""
     first_NHn, second_NHn = _scores(query_NH2d, keys_H2nd)
     return product_keys.product_key_topk(first_NHn, second_NHn, k)
 

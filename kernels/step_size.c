@@ -46,12 +46,8 @@ void step_backward(int64_t N, int64_t I, int64_t M, int threads, const float *dy
             const int64_t m = modality_of(counts, n, &end);
             float *part = parts + (g * M + m) * I;
             for (int64_t i = 0; i < I; i += WIDTH) {
-                const vec zero = {0}, one = zero + 1.0f;
                 const vec sum = load(x + n * I + i, I - i) + load(bias + m * I + i, I - i);
-                const vec z = exp_minus_abs(sum);
-                const ints below = sum < zero;
-                const vec top = (vec)(((ints)z & below) | ((ints)one & ~below));
-                const vec d = load(dy + n * I + i, I - i) * (top / (one + z));
+                const vec d = load(dy + n * I + i, I - i) * sigmoid_of(sum);
                 store(dx + n * I + i, d, I - i);
                 store(part + i, load(part + i, I - i) + d, I - i);
             }

@@ -13,9 +13,7 @@ from torch import Tensor
 
 from plait.kernels.choose import choose, constant
 from plait.kernels.compile_c import call, library
-
-TOKENS = 64
-"""Rows of a task; the same number stands in modalities.h."""
+from plait.kernels.rms_norm import TOKENS
 
 
 def step_size(x_NI: Tensor, bias_MI: Tensor, counts: Sequence[int]) -> Tensor:

@@ -36,6 +36,14 @@ static inline vec exp_minus_abs(vec x) {
     return exp2_of((vec)((ints)x | INT32_MIN) * (zero + 1.4426950408889634f));
 }
 
+/* 1 / (1 + e^-x) to 4e-7 of the result; NaN stays NaN. */
+static inline vec sigmoid_of(vec x) {
+    const vec zero = {0}, one = zero + 1.0f;
+    const ints below = x < zero;
+    const vec z = exp_minus_abs(x);
+    return (vec)(((ints)z & below) | ((ints)one & ~below)) / (one + z);
+}
+
 static inline vec load(const float *from, int64_t count) {
     vec to = {0};
     if (count >= WIDTH) memcpy(&to, from, sizeof to);
